@@ -1,0 +1,88 @@
+"""The configuration of the Propulsion tuner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from peft.config import PeftConfig
+
+from propulsion.tuner.targets import GROUPS
+
+PEFT_TYPE = "PROPULSION"
+
+
+@dataclass
+class PropulsionConfig(PeftConfig):
+    """Configuration of a [`PropulsionModel`]: which layers are scaled, and by which power of z.
+
+    Args:
+        degree: The k of `y * z**k`, an integer of at least 1.
+        target_modules: The layers to scale. A list of name endings, as elsewhere in peft; a group (`all`,
+            `all-linear`, `attention`, `query`, `key`, `value`, `mlp`, `embeddings`); a list that mixes both;
+            or a string that is no group, taken as a regex over whole module names. A layer's name wins over a
+            group of the same name. None means `all`: every Linear, Embedding and Conv1D layer. The tuner
+            works on a copy of the config, which holds the names of the layers it found; these are saved.
+        exclude_modules: Layers to leave out: a list of names or name endings, or a regex.
+        modules_to_save: Modules that are trained and saved whole, such as a classification head. They never
+            carry a z. With `task_type="SEQ_CLS"` peft adds `classifier` and `score` by itself; with
+            `task_type=None` the head stays frozen and carries z, as in the authors' notebooks.
+        init_weights: True starts every z at 1, so that the model's outputs do not change. False draws z
+            around 1, which only serves tests.
+        layers_to_transform: The index, or indices, of the blocks to scale; whatever lies outside the blocks,
+            embeddings included, is left out.
+        layers_pattern: The name of the list of blocks, where it is not the first numbered part of a name.
+
+    Raises:
+        ValueError: The degree is not an integer of at least 1, no target is given, or `layers_to_transform`
+            comes with a regex.
+    """
+
+    # peft saves the whole embedding matrix beside an adapter that targets `embed_tokens` or `lm_head`, unless
+    # the config names trainable tokens. The matrix is frozen here: an empty set keeps the file at a few kB.
+    trainable_token_indices: ClassVar[dict[str, list[int]]] = {}
+
+    degree: int = field(default=15, metadata={"help": "The k of y * z**k, an integer of at least 1."})
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None,
+        metadata={"help": f"Name endings, groups ({', '.join(GROUPS)}) or a regex. None means 'all'."},
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Names, name endings or a regex of layers to leave out."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are trained and saved whole, such as a head."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "Start every z at 1. False draws z around 1, for tests only."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "The indices of the blocks to scale. Not with a regex."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "The name of the list of blocks, such as 'layers' or 'h'."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
+            raise ValueError(f"degree must be an integer of at least 1, not {self.degree!r}")
+        self.target_modules = _as_set(self.target_modules)
+        self.exclude_modules = _as_set(self.exclude_modules)
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError(
+                "target_modules is empty: leave it out for all layers, or name a layer or a group"
+            )
+        if self.layers_to_transform is not None and self._is_regex():
+            raise ValueError("layers_to_transform cannot be combined with a regex in target_modules")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform")
+
+    def _is_regex(self) -> bool:
+        return isinstance(self.target_modules, str) and self.target_modules not in GROUPS
+
+
+def _as_set(names: Any) -> Any:
+    """Lists become sets, as in peft's own configs; None and regexes stay."""
+    return set(names) if isinstance(names, (list, tuple)) else names

@@ -1,0 +1,128 @@
+"""The Propulsion tuner: puts a scaled layer in the place of each target."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D as TransformersConv1D
+
+from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer
+from propulsion.tuner.targets import resolve_targets
+
+
+class PropulsionModel(BaseTuner):
+    """A model whose chosen layers have their outputs scaled by trainable vectors, everything else frozen.
+
+    Kowsher, Prottasha, Bhat: "Propulsion: Steering LLM with Tiny Fine-Tuning", https://arxiv.org/abs/2409.10927.
+
+    Args:
+        model: The model to adapt; any module with Linear, Embedding or Conv1D layers.
+        config: The [`PropulsionConfig`].
+        adapter_name: The name of the adapter, `"default"` if not given.
+
+    Example:
+
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> from peft import get_peft_model
+        >>> from propulsion import PropulsionConfig
+
+        >>> model = AutoModelForSequenceClassification.from_pretrained("roberta-base")
+        >>> model = get_peft_model(model, PropulsionConfig(degree=15, task_type="SEQ_CLS"))
+    """
+
+    prefix = "propulsion_"
+    tuner_layer_cls = PropulsionLayer
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Resolves the targets, then lets peft do the rest. The caller's config is not changed by it.
+
+        Raises:
+            ValueError: A target matches nothing; the message lists what could match.
+        """
+        config: Any = copy.copy(self.peft_config[adapter_name])
+        config.target_modules = resolve_targets(model, config)
+        self.peft_config[adapter_name] = config
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        return peft_config  # nothing left to infer: `inject_adapter` has resolved the targets
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: Any) -> None:
+        """Nothing to warn of: z acts on a layer's output, and merging unties (`PropulsionLayer.merge`)."""
+
+    def _check_merge_allowed(self) -> None:
+        """Asks every layer before the first is merged, so that a refusal leaves the model as it was."""
+        for module in self.model.modules():
+            if isinstance(module, PropulsionLayer):
+                module.check_mergeable()
+
+    @staticmethod
+    def _create_new_module(config: Any, adapter_name: str, target: nn.Module) -> PropulsionLayer:
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if isinstance(base, nn.Embedding):
+            return Embedding(target, adapter_name, config)
+        if isinstance(base, TransformersConv1D):
+            return Conv1D(target, adapter_name, config)
+        return Linear(target, adapter_name, config)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, PropulsionLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = self._create_new_module(peft_config, adapter_name, target)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a further adapter is not trainable until it is made active
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # peft's version goes on to copy `child.weight`, which a classification head does not have. There is
+        # nothing to copy or to move: a scaled layer keeps its base layer whole and makes z on its device.
+        setattr(parent, child_name, new_module)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        ties = _tied_parameters(self.model) if merge else []
+        model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        if any(len({id(getattr(module, name)) for module, name in tie}) > 1 for tie in ties):
+            _mark_untied(model)
+        return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("Propulsion takes no adapter_names in forward: choose with set_adapter")
+        yield
+
+
+def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The parameters that several modules hold, each as its list of (module, parameter name)."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            holders[id(parameter)].append((module, name))
+    return [tie for tie in holders.values() if len(tie) > 1]
+
+
+def _mark_untied(model: nn.Module) -> None:
+    """Tells the model's config that tied weights differ now, or loading it again would tie them."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "tie_word_embeddings", False):
+        warnings.warn("merging has untied the embeddings: tie_word_embeddings is now False", stacklevel=4)
+        config.tie_word_embeddings = False
