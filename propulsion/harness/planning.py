@@ -1,0 +1,211 @@
+"""What a sweep would run, what is done, and how long the rest may take, before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from hydra.errors import HydraException, MissingConfigException
+
+from propulsion.harness import hub, recipes
+from propulsion.harness.backbones import find_weights
+from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.record import DIVERGED, FAILED, REPOSITORY, SUCCESS, cell_key
+from propulsion.harness.settings import BackboneSpec, Settings, read_settings
+from propulsion.harness.sources import open_source
+from propulsion.harness.training import total_steps
+
+Record = dict[str, Any]
+
+# Training rows of the published splits.
+TRAIN_ROWS = {
+    **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702},
+    **{"qnli": 104743, "rte": 2490, "wnli": 635},
+}
+# Samples per second of training where nothing was measured yet: a guess for one current data-centre GPU,
+# bf16, GLUE's lengths. `make plan` says that it is one.
+ASSUMED = {"minilm": 4000.0, "roberta_base": 600.0, "roberta_large": 200.0, "deberta_v3_base": 350.0}
+ASSUMED_OTHER = 100.0
+EVALUATION_SPEED = 3.0  # samples per second of evaluation over those of training: no backward pass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be. `state`: done | failed | to do. `seconds` is None where the rows are not known."""
+
+    settings: Settings
+    state: str
+    recipe: str  # published | ours | none
+    seconds: float | None
+    measured: bool  # the speed behind `seconds`
+
+
+@dataclass
+class Line:
+    """The cells of one backbone and method."""
+
+    backbone: str
+    method: str
+    cells: list[Cell] = field(default_factory=list)
+
+    def count(self, state: str) -> int:
+        """Cells in this state."""
+        return sum(cell.state == state for cell in self.cells)
+
+    @property
+    def hours(self) -> float:
+        """Hours that the cells not done would take."""
+        return sum(cell.seconds or 0.0 for cell in self.cells if cell.state != "done") / 3600
+
+
+def expand(words: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job that Hydra's basic sweeper would make of a sweep's words.
+
+    Raises:
+        UserError: a glob, which only a sweep itself resolves.
+    """
+    choices = []
+    for word, override in zip(words, OverridesParser.create().parse_overrides(words), strict=True):
+        if override.is_sweep_override():
+            if isinstance(override.value(), Glob):
+                raise UserError(f"{word}: a plan needs the names themselves, as in tasks=rte,mrpc")
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([word])
+    return (list(job) for job in itertools.product(*choices))
+
+
+def settings_of(words: list[str]) -> list[Settings]:
+    """The settings of every cell of a sweep.
+
+    Raises:
+        UserError: a name or key that does not exist, or a value that does not fit.
+    """
+    try:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            return [read_settings(compose("config", job)) for job in expand(words)]
+    except MissingConfigException as error:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        raise unknown(group, name, error.options or []) from error
+    except HydraException as error:
+        raise UserError(f"{' '.join(str(error).split())}; see conf/config.yaml for the keys") from error
+
+
+def obstacles(cells: Iterable[Settings], gpu: bool) -> list[str]:
+    """What keeps a sweep from starting here: a GPU, weights or rows that are not to be had. Loads nothing."""
+    reasons = []
+    if gpu and not torch.cuda.is_available():
+        reasons.append("the paper profile needs a CUDA GPU, and torch sees none here")
+    cells = list(cells)
+    for backbone in {cell.backbone.name: cell.backbone for cell in cells}.values():
+        if not _weights_at_hand(backbone):
+            reasons.append(
+                f"backbone {backbone.name}: the hub cannot be reached and the cache lacks {backbone.id}"
+            )
+    for cell in {cell.task.name: cell for cell in cells}.values():
+        try:
+            source = open_source(cell.task, cell.data)
+            if cell.data.source != "hub" or not hub.reachable():
+                source.fingerprint()
+        except UserError as error:
+            reasons.append(f"task {cell.task.name}: {error}")
+    return reasons
+
+
+def _weights_at_hand(spec: BackboneSpec) -> bool:
+    try:
+        path, _ = find_weights(spec)
+    except UserError:
+        return False
+    if path != spec.id or hub.reachable():  # random, an installed package, or to be fetched
+        return True
+    return isinstance(try_to_load_from_cache(spec.id, "config.json", revision=spec.revision), str)
+
+
+def plan(cells: Iterable[Settings], records: list[Record]) -> list[Line]:
+    """The cells by backbone and method, each with its state and cost."""
+    states = _states(records)
+    speeds = Speeds(records)
+    lines: dict[tuple[str, str], Line] = {}
+    for settings in cells:
+        name = (settings.backbone.name, settings.method.name)
+        line = lines.setdefault(name, Line(*name))
+        seconds, measured = estimate(settings, speeds)
+        line.cells.append(Cell(settings, states(settings), _recipe(settings), seconds, measured))
+    return list(lines.values())
+
+
+def _states(records: list[Record]) -> Any:
+    by_cell: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        run = record["run"]
+        by_cell.setdefault((run["task"], run["backbone"], run["method"], run["seed"]), []).append(record)
+
+    def state(settings: Settings) -> str:
+        """As the runner would find it: by the key, with the data's fingerprint as it was recorded."""
+        name = (settings.task.name, settings.backbone.name, settings.method.name, settings.seed)
+        found = {
+            record["status"]
+            for record in by_cell.get(name, [])
+            if cell_key(settings.config, record["run"]["data"]["fingerprint"]) == record["key"]
+        }
+        if found & {SUCCESS, DIVERGED}:
+            return "done"
+        return "failed" if FAILED in found else "to do"
+
+    return state
+
+
+def _recipe(settings: Settings) -> str:
+    if settings.recipe is None:
+        return "none"
+    return "published" if any(s != recipes.OURS for s in settings.recipe.sources.values()) else "ours"
+
+
+class Speeds:
+    """Training samples per second: measured for the backbone and method, else the backbone, else assumed."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.measured: dict[tuple[str, str], list[float]] = {}
+        self.devices: set[str] = set()
+        for record in records:
+            run, speed = record["run"], record["cost"]["samples_per_second"]
+            if record["status"] == SUCCESS and speed:
+                self.measured.setdefault((run["backbone"], run["method"]), []).append(speed)
+                self.devices.add(str(record["env"]["device"]))
+
+    def of(self, backbone: str, method: str) -> tuple[float, bool]:
+        """The median speed, and whether it was measured."""
+        own = self.measured.get((backbone, method))
+        alike = [speed for (name, _), speeds in self.measured.items() if name == backbone for speed in speeds]
+        if own or alike:
+            return statistics.median(own or alike), True
+        return ASSUMED.get(backbone, ASSUMED_OTHER), False
+
+
+def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:
+    """Seconds that a cell takes, evaluation included, and whether the speed was measured."""
+    speed, measured = speeds.of(settings.backbone.name, settings.method.name)
+    spec, data = settings.training, settings.data
+    generated = data.source == "generated"
+    rows = data.train_rows if generated else TRAIN_ROWS.get(settings.task.name)
+    if rows is None:
+        return None, measured
+    scored = data.eval_rows if generated else sum(settings.task.dev_rows.values())
+    if data.holdout_rows:
+        rows, scored = rows - data.holdout_rows, data.holdout_rows
+    rows, scored = min(rows, spec.max_train_rows or rows), min(scored, spec.max_eval_rows or scored)
+    steps = total_steps(spec, rows)
+    every = spec.eval_steps or max(1, steps // spec.evaluations)
+    trained = steps * spec.batch_size * spec.accumulation
+    return (trained + math.ceil(steps / every) * scored / EVALUATION_SPEED) / speed, measured

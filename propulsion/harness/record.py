@@ -1,0 +1,156 @@
+"""Step 6, record: one JSON file per cell, written whole or not at all; the only source of the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from propulsion.harness.devices import device_name
+from propulsion.harness.errors import UserError
+from propulsion.harness.settings import Settings
+
+SCHEMA = 1
+SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
+PARALLEL_CELLS = "PROPULSION_PARALLEL_CELLS"  # in the environment: cells of one sweep that share the machine
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Keys of the config that cannot change a score: where things lie, how they are shown, when they are saved.
+IGNORED = {
+    "": ("results_dir", "profile", "tracking"),
+    "data": ("dir",),
+    "task": ("title", "dev_rows"),
+    "backbone": ("note", "package", "package_folder"),
+    "method": ("title",),
+    "training": ("checkpoint_seconds", "keep_checkpoints"),
+    "recipe": ("sources", "notes"),
+}
+
+
+def cell_key(config: dict[str, Any], fingerprint: str) -> str:
+    """The cell's identity, 16 hex digits: a digest of the config and data that decide its scores.
+
+    The task's version and the backbone's digest and revision are part of the config.
+    """
+    kept = {key: value for key, value in config.items() if key not in IGNORED[""]}
+    for group, keys in IGNORED.items():
+        if isinstance(kept.get(group), dict):
+            kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
+    text = json.dumps({"config": kept, "data": fingerprint}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def record_path(settings: Settings, key: str) -> Path:
+    """`<results_dir>/runs/<task>/<backbone>/<method>/<key>.json`."""
+    cell = Path(settings.task.name, settings.backbone.name, settings.method.name)
+    return Path(settings.results_dir, "runs", cell, f"{key}.json")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A finished or failed record, or None where there is none that can be read whole."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("key") == path.stem else None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write by temporary file, fsync and rename: a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(results_dir: str) -> None:
+    """Refuse a results folder that cannot be written, before any work; leaves nothing behind.
+
+    Raises:
+        UserError: it, or the nearest folder above it that exists, does not take a file.
+    """
+    folder = Path(results_dir)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"results folder {results_dir} cannot be written ({error.strerror}); set results_dir=<a folder that can>"
+        ) from error
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that JSON cannot hold (nan, inf) as null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def error_entry(error: BaseException) -> dict[str, str]:
+    """Type, message and place of an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown"
+    return {"type": type(error).__name__, "message": str(error)[:2000], "where": where}
+
+
+def environment(precision: str | None) -> dict[str, Any]:
+    """Versions, commit and device. Names no host, user or path."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "datasets")}
+    commit, dirty = _git_state()
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "commit": commit,
+        "dirty": dirty,
+        "device": device_name(),
+        "device_count": int(os.environ.get("WORLD_SIZE", "1")),
+        "parallel_cells": int(os.environ.get(PARALLEL_CELLS, "1")),  # above 1: time and memory do not compare
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "precision": precision,
+    }
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of the code and whether it was changed since; (None, None) outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        # Results and notes do not change what runs.
+        changed = _git("status", "--porcelain", "--", "conf", "propulsion", "baselines", "scripts")
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,234 @@
+"""Step 1, config: the composed Hydra config as typed, validated settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from propulsion.harness.errors import UserError
+
+KINDS = ("classification", "regression")
+SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BEST_BY = ("primary", "loss")
+
+
+@dataclass
+class HubSpec:
+    """Where a task lives on the hub: `datasets.load_dataset(path, name)` and its split names."""
+
+    path: str = ""  # "": the task is not on the hub
+    name: str = ""
+    splits: dict[str, str] = field(default_factory=dict)  # ours -> the hub's `split` or `config/split`
+    columns: dict[str, str] = field(default_factory=dict)  # ours -> the hub's, where they differ
+
+
+@dataclass
+class LocalSpec:
+    """Where a task lives in the official download: a folder and one file per split."""
+
+    folder: str = ""  # "": the task has no local files
+    files: dict[str, Any] = field(default_factory=dict)  # split -> file name, or names of which one exists
+    header: bool = True  # False: labelled files have none, and `columns` maps to positions
+    skip_short_rows: bool = False  # leave rows with too few columns out, and say how many
+    columns: dict[str, Any] = field(default_factory=dict)  # ours -> the file's name (or names), or position
+    labels: dict[str, str] = field(default_factory=dict)  # the file's word -> our label name
+
+
+@dataclass
+class TaskSpec:
+    """A task: what its rows look like, how it is scored, where it is found. One YAML file."""
+
+    name: str = MISSING
+    version: int = MISSING  # raised whenever a change here changes a score
+    suite: str = MISSING
+    kind: str = "classification"
+    labels: list[str] = field(default_factory=list)  # in the order of the class ids; [] in regression
+    text: list[str] = field(default_factory=list)  # one or two text columns
+    metrics: list[str] = field(default_factory=list)
+    primary: str = MISSING
+    parts: dict[str, str] = field(default_factory=lambda: {"": "dev"})  # metric suffix -> split scored
+    tests: dict[str, str] = field(default_factory=lambda: {"": "test"})  # metric suffix -> split to predict
+    dev_rows: dict[str, int] = field(default_factory=dict)  # published row count of each dev split
+    hub: HubSpec = field(default_factory=HubSpec)
+    local: LocalSpec = field(default_factory=LocalSpec)
+    generator: str = ""  # family of the generated data; "": none
+    diagnostic: bool = False  # scored apart from the suite
+    title: str = ""
+
+
+@dataclass
+class DataSpec:
+    """Which rows: the source and, for a search on training rows, how many to hold out."""
+
+    source: str = MISSING  # hub | local | generated
+    dir: str | None = None  # folder of the official layout, for `local`
+    seed: int = 0  # of the generated rows and of every fixed subset
+    train_rows: int = 1600  # generated rows
+    eval_rows: int = 400
+    holdout_rows: int = 0  # > 0: evaluate on this many rows taken out of the train split
+
+
+@dataclass
+class BackboneSpec:
+    """A backbone: where its weights are, and its architecture, so that counting needs no download."""
+
+    name: str = MISSING
+    family: str = MISSING  # the transformers model_type
+    id: str = MISSING
+    revision: str = "main"
+    package: str | None = None  # an installed package that carries the weights, if there is one
+    package_folder: str = ""
+    sha256: str | None = None  # of model.safetensors
+    weights: str = "pretrained"  # pretrained | random
+    dtype: str = "float32"
+    pooling: str = "native"  # native (the family's own head) | mean (over the real tokens)
+    max_length: int = 512
+    note: str = ""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)  # query, key, ... -> regex of module names
+    head: list[str] = field(default_factory=list)  # modules new to classification, random at the start
+
+
+@dataclass
+class MethodSpec:
+    """A method: which parameters it trains. `apply: peft` takes any config of the peft library."""
+
+    name: str = MISSING
+    apply: str = MISSING  # full | head | bitfit | peft
+    title: str = ""
+    head: str = "trained"  # trained | frozen
+    learning_rate: float = MISSING
+    degree: int | None = None
+    targets: list[str] = field(default_factory=list)  # backbone roles, for peft's target_modules
+    feedforward: list[str] = field(default_factory=list)  # backbone roles, for IA3's feedforward_modules
+    peft: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingSpec:
+    """How a cell is trained and evaluated."""
+
+    epochs: float = 3.0
+    max_steps: int = -1  # > 0 wins over epochs
+    batch_size: int = 16
+    eval_batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = MISSING  # config.yaml: the method's own
+    head_learning_rate: float | None = None  # null: as the rest
+    weight_decay: float = 0.0
+    schedule: str = "linear"  # linear | cosine | constant
+    warmup_ratio: float = 0.06
+    warmup_steps: int | None = None  # wins over the ratio
+    max_grad_norm: float = 1.0
+    max_length: int = 128
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+    evaluations: int = 5  # evenly spaced, the last one on the final weights
+    eval_steps: int | None = None  # wins over `evaluations`
+    best_by: str = "primary"  # primary | loss: what `best` maximises (or minimises)
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    checkpoint_seconds: float = 120.0
+    keep_checkpoints: bool = False
+
+
+@dataclass
+class RecipeSpec:
+    """Where a cell's settings come from: `conf/recipe/<method>/<backbone>/<task>.yaml`, data alone."""
+
+    version: int = MISSING  # raised whenever a value of the recipe changes
+    sources: dict[str, str] = field(default_factory=dict)  # key that it sets -> publication, or `ours`
+    notes: list[str] = field(default_factory=list)  # where the published run differs and no key can say it
+
+
+@dataclass
+class TrackingSpec:
+    """W&B: `auto` logs online when a key is set, else offline."""
+
+    name: str = "off"  # off | wandb
+    mode: str = "auto"  # auto | online | offline
+    project: str = "propulsion"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """The schema of a composed config: every key, its type and its default (Hydra's store has it as `schema`)."""
+
+    task: TaskSpec = field(default_factory=TaskSpec)
+    backbone: BackboneSpec = field(default_factory=BackboneSpec)
+    method: MethodSpec = field(default_factory=MethodSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
+    recipe: RecipeSpec | None = None
+    seed: int = 0
+    profile: str = "custom"
+    results_dir: str = MISSING
+
+
+ConfigStore.instance().store("schema", Config)
+
+
+@dataclass
+class Settings(Config):
+    """Everything that one cell needs, typed. `config` is the resolved config as it is recorded."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> str:
+        """The cell's name for people: `rte/minilm/propulsion seed 0`."""
+        return f"{self.task.name}/{self.backbone.name}/{self.method.name} seed {self.seed}"
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """The typed settings of a composed config.
+
+    Raises:
+        UserError: a value of the wrong type, one that is missing, or one that makes no sense.
+    """
+    try:
+        resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        typed: Any = OmegaConf.to_object(config)
+        settings = Settings(**{name: getattr(typed, name) for name in Config.__dataclass_fields__}, config=resolved)
+        _check_recipe(settings.recipe)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = getattr(error, "full_key", None)
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"config{f' key {key}' if key else ''}: {reason}; see conf/config.yaml") from error
+    _check(settings)
+    return settings
+
+
+def _check_recipe(recipe: RecipeSpec | None) -> None:
+    specs: dict[str, Any] = {"training": TrainingSpec, "method": MethodSpec}
+    for key in recipe.sources if recipe else ():
+        group, _, name = key.partition(".")
+        if group not in specs or name.partition(".")[0] not in specs[group].__dataclass_fields__:
+            raise ValueError(f"recipe.sources names {key}, which is no key of training or method")
+
+
+def _check(settings: Settings) -> None:
+    choices = {
+        "task.kind": (settings.task.kind, KINDS),
+        "training.schedule": (settings.training.schedule, SCHEDULES),
+        "training.precision": (settings.training.precision, PRECISIONS),
+        "training.best_by": (settings.training.best_by, BEST_BY),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f"{key}={value}: use {' | '.join(allowed)}")
+    for key in ("batch_size", "eval_batch_size", "accumulation", "evaluations", "max_length"):
+        if getattr(settings.training, key) < 1:
+            raise UserError(f"training.{key}={getattr(settings.training, key)}: must be 1 or more")
+    for key in ("max_train_rows", "max_eval_rows", "eval_steps"):
+        value = getattr(settings.training, key)
+        if value is not None and value < 1:
+            raise UserError(f"training.{key}={value}: must be 1 or more, or null for all")
+    if settings.training.max_steps < 1 and settings.training.epochs <= 0:
+        raise UserError("training.epochs or training.max_steps must be above 0")

@@ -1,0 +1,93 @@
+"""Small reports that are no score tables (counts, claims): the same cells as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from propulsion.harness.errors import UserError
+from propulsion.harness.tables import escape
+
+NONE = "—"
+LONGEST = 48  # characters that a column is padded to
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One grid of texts. `words` is how many leading columns are words: left-aligned, the rest right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def markdown(sheet: Sheet) -> list[str]:
+    """The grid as a pipe table, padded so that it reads well as plain text; long texts are not padded."""
+    rows = [[escape.markdown(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
+    widths = [min(LONGEST, max(3, *(len(row[i]) for row in rows))) for i in range(len(sheet.header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.ljust(w) if i < sheet.words else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        return f"| {' | '.join(cells)} |"
+
+    rule = "|".join("-" * (w + 2) if i < sheet.words else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return [line(rows[0]), f"|{rule}|", *map(line, rows[1:])]
+
+
+def latex(sheet: Sheet, label: str) -> list[str]:
+    """The grid as a `table*` to be pasted as it is; needs booktabs and graphicx."""
+    return [
+        "\\begin{table*}[t]",
+        "\\centering",
+        f"\\caption{{{escape.latex(sheet.title)}}}",
+        f"\\label{{tab:{label}}}",
+        "\\resizebox{\\textwidth}{!}{%",
+        f"\\begin{{tabular}}{{{'l' * sheet.words}{'r' * (len(sheet.header) - sheet.words)}}}",
+        "\\toprule",
+        " & ".join(map(escape.latex, sheet.header)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(escape.latex, row)) + " \\\\" for row in sheet.rows),
+        "\\bottomrule",
+        "\\end{tabular}}",
+        "\\end{table*}",
+    ]
+
+
+def to_csv(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as CSV, numbers unrounded, text harmless to a spreadsheet. There must be at least one row."""
+    rows = list(rows)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: escape.csv_text(v) if isinstance(v, str) else v for key, v in row.items()})
+    return out.getvalue()
+
+
+def write(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]:
+    """Write `<folder>/<name>.<ending>` for each ending, each file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = []
+    for ending, text in texts.items():
+        path = folder / f"{name}.{ending}"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        except OSError as error:
+            reason = f"{path} cannot be written ({error.strerror})"
+            raise UserError(f"{reason}; set results_dir=<a folder that can>") from error
+        paths.append(path)
+    return paths

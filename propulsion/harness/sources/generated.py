@@ -1,0 +1,59 @@
+"""Rows that the project writes itself from a seed: no download, no licence, any size."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from datasets import Dataset
+
+from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.settings import DataSpec, TaskSpec
+from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
+from propulsion.harness.sources.generators import EVALUATION_SHARES, FAMILIES, write_rows
+
+
+class GeneratedSource(Source):
+    """`data.train_rows` rows to train on and `data.eval_rows` in every other split.
+
+    Raises:
+        UserError: no such generator, or one that does not fit the task's labels and columns.
+    """
+
+    def __init__(self, task: TaskSpec, data: DataSpec) -> None:
+        super().__init__(task, data)
+        if not task.generator:
+            raise UserError(f"task {task.name} has no generator; use data=local or data=hub")
+        if task.generator not in FAMILIES:
+            raise unknown("generator", task.generator, FAMILIES)
+        self._family = FAMILIES[task.generator]
+        self._family.check(task)
+        for key in ("train_rows", "eval_rows"):
+            if getattr(data, key) < 1:
+                raise UserError(f"data.{key}={getattr(data, key)}: must be 1 or more")
+        # Each split has its own share of all possible rows, so that no row is in two of them.
+        self._splits = list(dict.fromkeys(("train", *task.parts.values(), *task.tests.values())))
+        if len(self._splits) > 1 + EVALUATION_SHARES:
+            raise UserError(
+                f"task {task.name}: data=generated has at most {EVALUATION_SHARES} splits and train"
+            )
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the rows; a new version of the generator changes it."""
+        family, data = self._family, self.data
+        sizes = (data.seed, data.train_rows, data.eval_rows)
+        parts = (family.name, family.version, *self.task.labels, *self._splits, *sizes)
+        return f"generated:{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+    def load_split(self, split: str) -> Dataset:
+        if split not in self._splits:
+            raise UserError(f"task {self.task.name} has no split '{split}'; it has {', '.join(self._splits)}")
+        count = self.data.train_rows if split == "train" else self.data.eval_rows
+        rows = write_rows(self._family, self.task.labels, self._splits.index(split), count, self.data.seed)
+        columns: dict[str, list[Any]] = {
+            name: [texts[place] for texts, _ in rows] for place, name in enumerate(self.task.text)
+        }
+        labelled = split == "train" or split in self.task.parts.values()
+        columns["label"] = [label if labelled else UNLABELLED for _, label in rows]
+        columns["idx"] = list(range(len(rows)))
+        return make_rows(self.task, columns)

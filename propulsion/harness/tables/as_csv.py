@@ -1,0 +1,109 @@
+"""A table as CSV: a row for each rule, method, backbone and score, numbers unrounded, all conditions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from propulsion.harness.record import SUCCESS
+from propulsion.harness.tables import escape
+from propulsion.harness.tables.model import Cell, Row, Table
+from propulsion.harness.tables.reading import Record, at
+
+# CSV column -> where it stands in a record; several values in one cell are joined, `1 | 2`.
+CONDITIONS = {
+    **{name: f"params.{name}" for name in ("adapter", "head", "trainable", "total")},
+    "profile": "run.profile",
+    "task_version": "run.task_version",
+    **{
+        f"data_{k}": f"run.data.{k}" for k in ("source", "fingerprint", "train_rows", "eval_rows", "official")
+    },
+    **{f"weights_{name}": f"run.weights.{name}" for name in ("id", "revision", "sha256")},
+    "recipe_version": "run.config.recipe.version",
+    **{
+        name: f"run.config.training.{name}"
+        for name in (
+            *("learning_rate", "head_learning_rate", "epochs", "max_steps", "batch_size", "accumulation"),
+            *("max_length", "schedule", "warmup_ratio", "warmup_steps", "weight_decay", "evaluations"),
+            *("eval_steps", "best_by"),
+        )
+    },
+    **{name: f"env.{name}" for name in ("device", "device_count", "precision", "python", "torch")},
+    **{name: f"env.{name}" for name in ("transformers", "peft", "datasets", "commit", "dirty")},
+}
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """One row for each rule, method, backbone and score; cells not run have a row too."""
+    rows = [
+        _row(table, row, index) for table in tables for row in table.rows for index in range(len(row.cells))
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: escape.csv_text(v) if isinstance(v, str) else v for key, v in row.items()})
+    return out.getvalue()
+
+
+def _row(table: Table, row: Row, index: int) -> dict[str, object]:
+    column, cell = table.columns[index], row.cells[index]
+    own = [record for record in row.records if record["run"]["task"] == column.task]
+    return {
+        "suite": table.suite,
+        "backbone": row.backbone,
+        "method": row.method,
+        "variant": row.variant,
+        "task": column.task,
+        "score": column.score,
+        "primary": int(column.shown),
+        "rule": table.rule,
+        **_numbers(cell),
+        "seeds": " ".join(str(record["run"]["seed"]) for record in own),
+        **_cost([record for record in own if record["status"] == SUCCESS]),
+        **{name: _joined(own, path) for name, path in CONDITIONS.items()},
+        "keys": " ".join(record["key"] for record in own),
+    }
+
+
+def _numbers(cell: Cell) -> dict[str, object]:
+    scores = cell.scores.values()
+    return {
+        "status": cell.status,
+        "n": len(cell.scores),
+        "runs": cell.runs,
+        "failed": cell.failed,
+        "diverged": cell.diverged,
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "min": min(scores, default=None),
+        "max": max(scores, default=None),
+    }
+
+
+def _cost(done: list[Record]) -> dict[str, object]:
+    return {
+        "train_seconds": _mean(done, "train_seconds"),
+        "steps": _joined(done, "cost.steps"),
+        "samples_per_second": _mean(done, "samples_per_second"),
+        "tokens_per_second": _mean(done, "tokens_per_second"),
+        "peak_memory_bytes": max(_values(done, "cost.peak_memory_bytes"), default=None),
+        "adapter_bytes": _joined(done, "cost.adapter_bytes"),
+    }
+
+
+def _values(records: list[Record], path: str) -> list[Any]:
+    return [value for record in records if (value := at(record, path)) is not None]
+
+
+def _joined(records: list[Record], path: str) -> object:
+    """The one value of all records; several as text."""
+    found = {str(value): value for value in _values(records, path)}
+    return next(iter(found.values())) if len(found) == 1 else " | ".join(sorted(found))
+
+
+def _mean(records: list[Record], name: str) -> float | None:
+    numbers = _values(records, f"cost.{name}")
+    return sum(numbers) / len(numbers) if numbers else None

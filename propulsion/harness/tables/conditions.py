@@ -1,0 +1,193 @@
+"""What must stand beside the numbers: on which data, weights, device and code, and trained how."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from propulsion.harness.record import DIVERGED, FAILED, SUCCESS
+from propulsion.harness.tables.reading import Record, at
+
+SUITES = {"glue": "GLUE", "superglue": "SuperGLUE"}
+VERSIONS = ("python", "torch", "transformers", "peft", "datasets")
+
+
+def title(suite: str, records: list[Record]) -> str:
+    """`GLUE, mini profile: generated data, not comparable with the paper`."""
+    profile = records[0]["run"]["profile"]
+    sources = sorted({str(r["run"]["data"].get("source")) for r in records})
+    text = f"{SUITES.get(suite, suite)}, {profile} profile"
+    if "generated" in sources:
+        data = "generated data" if sources == ["generated"] else "partly generated data"
+        text += f": {data}, not comparable with the paper or with any GLUE score"
+    elif profile.startswith("mini"):
+        text += ": small backbone, cut rows, not comparable with the paper"
+    if _random(records):
+        text += " (RANDOM WEIGHTS: the scores mean nothing)"
+    return text
+
+
+def conditions(records: list[Record]) -> list[tuple[str, str]]:
+    """Name and text of each condition. What differs is told by task, method or backbone, else with counts."""
+    lines = [
+        ("Runs", _runs(records)),
+        ("Seeds", ", ".join(map(str, sorted({r["run"]["seed"] for r in records})))),
+        ("Data", _describe(records, _data)),
+    ]
+    for name in dict.fromkeys(r["run"]["backbone"] for r in records):
+        lines.append(("Backbone", _backbone(name, [r for r in records if r["run"]["backbone"] == name])))
+    lines += [
+        ("Training", _describe(records, _length)),
+        ("Batches", _describe(records, _batches)),
+        ("Schedule", _describe(records, _schedule)),
+        ("Learning rate", _describe(records, _learning_rate, ("method", "task", "backbone"))),
+        ("Settings", _describe(records, _settings)),
+        ("Head", _describe(records, lambda r: at(r, "run.config.method.head"), ("method",))),
+        ("Best checkpoint by", _describe(records, lambda r: at(r, "run.config.training.best_by"))),
+        ("Device", _describe(records, _device)),
+        ("Versions", _describe(records, _versions)),
+        ("Code", _describe(records, _code)),
+    ]
+    return [(name, text) for name, text in lines if text]
+
+
+def _describe(
+    records: list[Record],
+    value: Callable[[Record], Any],
+    axes: tuple[str, ...] = ("task", "method", "backbone"),
+) -> str:
+    """One text for all records; or one for each task, method or backbone that decides it; or counts."""
+    known = [(record["run"], str(text)) for record in records if (text := value(record)) is not None]
+    texts = Counter(text for _, text in known)
+    if len(texts) <= 1:
+        return "".join(texts)
+    for axis in axes:
+        by_name: dict[str, set[str]] = defaultdict(set)
+        for run, text in known:
+            by_name[run[axis]].add(text)
+        if all(len(own) == 1 for own in by_name.values()):
+            names: dict[str, list[str]] = defaultdict(list)
+            for name, own in by_name.items():
+                names[next(iter(own))].append(name)
+            return "; ".join(f"{', '.join(own)}: {text}" for text, own in names.items())
+    by_method: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for run, text in known:
+        by_method[run["method"]][text].add(run["task"])
+    if len({run["task"] for run, _ in known}) > 1 and all(map(_disjoint, by_method.values())):
+        return "; ".join(f"{method}: {_by_task(own)}" for method, own in by_method.items())
+    ordered = sorted(texts.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{text} ({count} of {len(known)} runs)" for text, count in ordered)
+
+
+def _disjoint(own: dict[str, set[str]]) -> bool:
+    return sum(map(len, own.values())) == len(set().union(*own.values()))
+
+
+def _by_task(own: dict[str, set[str]]) -> str:
+    """`0.001 (cola, rte), 0.003 (mrpc)`, or the value alone."""
+    if len(own) == 1:
+        return next(iter(own))
+    return ", ".join(f"{text} ({', '.join(sorted(tasks))})" for text, tasks in own.items())
+
+
+def _random(records: list[Record]) -> bool:
+    return any(at(r, "run.config.backbone.weights") == "random" for r in records)
+
+
+def _runs(records: list[Record]) -> str:
+    counts = Counter(r["status"] for r in records)
+    words = {SUCCESS: "succeeded", FAILED: "failed", DIVERGED: "diverged"}
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+
+
+def _data(record: Record) -> str:
+    data = record["run"]["data"]
+    kind = "the published dev split" if data.get("official") else "not the published dev split"
+    held = at(record, "run.config.data.holdout_rows")
+    kind = "held out of the train split" if held else kind
+    return (
+        f"{data.get('source')}, {_number(data.get('train_rows'))} training rows, "
+        f"{_number(data.get('eval_rows'))} evaluation rows ({kind})"
+    )
+
+
+def _backbone(name: str, records: list[Record]) -> str:
+    if _random(records):
+        return f"{name}: RANDOM WEIGHTS, nothing was pretrained"
+    weights: dict[str, Any] = next((r["run"]["weights"] for r in records if r["run"].get("weights")), {})
+    words = [f"{name}: {weights.get('id') or at(records[0], 'run.config.backbone.id')}"]
+    words += [f"revision {weights['revision']}"] if weights.get("revision") else []
+    words += [f"sha256 {weights['sha256'][:16]}"] if weights.get("sha256") else []
+    pooling = at(records[0], "run.config.backbone.pooling")
+    words += [f"{pooling} pooling"] if pooling == "mean" else []
+    note = at(records[0], "run.config.backbone.note")
+    return ", ".join(words) + (f". {note}" if note else "")
+
+
+def _length(record: Record) -> str | None:
+    training = at(record, "run.config.training") or {}
+    steps = training.get("max_steps") or 0
+    text = f"{steps} steps" if steps > 0 else f"{training.get('epochs')} epochs"
+    return f"{text}, at most {training.get('max_length')} tokens" if training else None
+
+
+def _batches(record: Record) -> str | None:
+    training, devices = at(record, "run.config.training") or {}, record["env"].get("device_count") or 1
+    size, accumulation = training.get("batch_size"), training.get("accumulation") or 1
+    if not size:
+        return None
+    text = f"{size * accumulation * devices}"
+    if accumulation * devices > 1:
+        text += f" ({size} × {accumulation} accumulated × {devices} devices)"
+    return text
+
+
+def _schedule(record: Record) -> str | None:
+    training = at(record, "run.config.training") or {}
+    if not training:
+        return None
+    steps = training.get("warmup_steps")
+    warmup = f"{steps} steps" if steps is not None else f"{training.get('warmup_ratio')} of the steps"
+    return f"{training.get('schedule')}, warm-up {warmup}, weight decay {training.get('weight_decay')}"
+
+
+def _learning_rate(record: Record) -> str | None:
+    rate, head = (
+        at(record, "run.config.training.learning_rate"),
+        at(record, "run.config.training.head_learning_rate"),
+    )
+    if rate is None:
+        return None
+    return f"{rate}" if head is None else f"{rate}, head {head}"
+
+
+def _settings(record: Record) -> str:
+    version = at(record, "run.config.recipe.version")
+    return "the method's defaults" if version is None else f"recipe version {version}"
+
+
+def _device(record: Record) -> str | None:
+    env = record["env"]
+    if record["status"] == FAILED:  # it may have ended before the precision was known
+        return None
+    count = env.get("device_count") or 1
+    device = f"{count} × {env.get('device')}" if count > 1 else env.get("device")
+    return ", ".join(str(word) for word in (device, env.get("precision")) if word) or None
+
+
+def _versions(record: Record) -> str:
+    return ", ".join(f"{name} {record['env'].get(name)}" for name in VERSIONS)
+
+
+def _code(record: Record) -> str:
+    commit = record["env"].get("commit")
+    if not commit:
+        return "unknown commit"
+    return f"commit {str(commit)[:12]}" + (
+        " with changes not committed" if record["env"].get("dirty") else ""
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "an unknown number of"

@@ -1,0 +1,76 @@
+"""Tables of a results folder, on disk and on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from propulsion.harness.errors import UserError
+from propulsion.harness.tables.as_csv import to_csv
+from propulsion.harness.tables.build import build
+from propulsion.harness.tables.model import RULES, Table
+from propulsion.harness.tables.reading import read
+from propulsion.harness.tables.render import to_latex, to_markdown, to_text
+
+logger = logging.getLogger(__name__)
+
+
+def tables_of(results_dir: str | Path) -> dict[str, list[Table]]:
+    """Suite -> its tables, one for each checkpoint rule.
+
+    Raises:
+        UserError: there is no record, or there are records that cannot share a table.
+    """
+    reading = read(results_dir)
+    for line in reading.left_out:
+        logger.warning("left out: %s", line)
+    if not reading.records:
+        unread = f" ({len(reading.left_out)} could not be used)" if reading.left_out else ""
+        raise UserError(
+            f"no records in {results_dir}/runs{unread}: run `make reproduce-glue` first, "
+            "or name another folder: make tables RESULTS_DIR=results/<name>"
+        )
+    suites = sorted({record["run"]["suite"] for record in reading.records})
+    return {s: [build(reading.records, s, rule, reading.left_out) for rule in RULES] for s in suites}
+
+
+def write_tables(results_dir: str | Path) -> list[Path]:
+    """Write `<results_dir>/tables/<suite>.{md,csv,tex}`; the same records give the same bytes.
+
+    Raises:
+        UserError: as `tables_of`, or the folder cannot be written.
+    """
+    folder = Path(results_dir, "tables")
+    paths = []
+    for suite, tables in tables_of(results_dir).items():
+        for ending, text in {"md": to_markdown, "csv": to_csv, "tex": to_latex}.items():
+            path = folder / f"{_file_name(suite)}.{ending}"
+            _write(path, text(tables))
+            paths.append(path)
+    return paths
+
+
+def print_table(table: Table, file: TextIO | None = None) -> None:
+    """Print one table for the terminal."""
+    (file or sys.stdout).write(to_text(table))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"table {path} cannot be written ({error.strerror})") from error
+
+
+def _file_name(suite: str) -> str:
+    """A suite's name as a file name: a record is no way out of the folder."""
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in suite) or "_"

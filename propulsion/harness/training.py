@@ -1,0 +1,277 @@
+"""Step 5, training: transformers.Trainer with the groups, clocks and stops that a fair comparison needs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
+
+from baselines import Partition
+from propulsion.harness.devices import resolve_precision
+from propulsion.harness.encode import EvaluationRows
+from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
+from propulsion.harness.settings import Settings, TrainingSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training leaves behind. `diverged` holds the reason when it left the finite numbers."""
+
+    history: list[Evaluation]
+    steps: int
+    precision: str
+    meter: Meter
+    diverged: str | None
+
+
+class Meter(TrainerCallback, ExportableState):
+    """Clock and token counts of training alone; kept in checkpoints, so that a resumed run adds up."""
+
+    def __init__(self) -> None:
+        self.train_seconds = 0.0
+        self.eval_seconds = 0.0
+        self.tokens = 0
+        self.padded_tokens = 0
+        self._mark = 0.0
+        self._masks: list[torch.Tensor] = []
+
+    def state(self) -> dict[str, Any]:
+        self.settle()
+        kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
+
+    def count(self, mask: torch.Tensor) -> None:
+        """Count a batch's real and padded tokens; read from the device later, not to stall a step."""
+        self.padded_tokens += mask.numel()
+        self._masks.append(mask.sum())
+
+    def settle(self) -> None:
+        """Wait for the device, then add what is pending."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.tokens += sum(int(mask) for mask in self._masks)
+        self._masks = []
+
+    def restart(self) -> None:
+        """Leave the time since the last lap out: it was not training."""
+        self._mark = time.perf_counter()
+
+    def lap(self) -> None:
+        """Add the time since the last lap or restart to training."""
+        now = time.perf_counter()
+        self.train_seconds += now - self._mark
+        self._mark = now
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.restart()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.lap()
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        self.restart()
+
+
+class Watch(TrainerCallback):
+    """Stops at a loss that is not finite, and saves a checkpoint when the last one is old enough."""
+
+    def __init__(self, checkpoint_seconds: float) -> None:
+        self.checkpoint_seconds = checkpoint_seconds
+        self.saved_at = time.monotonic()
+        self.diverged: str | None = None
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            self.diverged = f"the training loss is {loss} at step {state.global_step}"
+            control.should_training_stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Clocks differ between processes, which must all save at the same step.
+        old = args.world_size == 1 and time.monotonic() - self.saved_at > self.checkpoint_seconds
+        if (old or (args.world_size > 1 and control.should_evaluate)) and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        self.saved_at = time.monotonic()
+
+
+class Bar(ProgressCallback):
+    """The progress bar without the log lines: the record keeps those."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing."""
+
+
+class CellTrainer(Trainer):
+    """The trainer with one optimizer group per learning rate and decay, and a meter."""
+
+    def __init__(self, *, partition: Partition, spec: TrainingSpec, meter: Meter, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.partition = partition
+        self.spec = spec
+        self.meter = meter
+        # The families' losses are means over the batch and ignore num_items_in_batch: divide per micro-batch.
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the trained parameters alone."""
+        if self.optimizer is None:
+            groups = parameter_groups(model or self.model, self.partition, self.spec)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=torch.cuda.is_available())
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.meter.count(inputs["attention_mask"])
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.meter.settle()
+        self.meter.lap()
+        started = time.perf_counter()
+        scores = super().evaluate(*args, **kwargs)
+        self.meter.eval_seconds += time.perf_counter() - started
+        self.meter.restart()
+        return scores
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "eval_loss" in logs:
+            logs["eval_train_seconds"] = self.meter.train_seconds
+        super().log(logs, *args, **kwargs)
+
+
+def parameter_groups(model: nn.Module, parts: Partition, spec: TrainingSpec) -> list[dict[str, Any]]:
+    """Optimizer groups by learning rate and weight decay.
+
+    Vectors are never decayed: biases, norms, and scales such as z, which decay would pull to 0 instead of
+    to their neutral value 1 (paper.md's own recipes use none on most tasks).
+    """
+    head_rate = spec.learning_rate if spec.head_learning_rate is None else spec.head_learning_rate
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = []
+    for names, rate in ((parts.adapter, spec.learning_rate), (parts.head, head_rate)):
+        for decayed in (True, False):
+            chosen = [parameters[name] for name in names if is_matrix(parameters[name]) == decayed]
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": spec.weight_decay if decayed else 0.0})
+    return groups
+
+
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """False for vectors, also for those stored with an axis of length one, as IA3's are."""
+    return parameter.ndim >= 2 and min(parameter.shape) > 1
+
+
+def train(
+    model: nn.Module,
+    parts: Partition,
+    tokenizer: Any,
+    train_rows: Dataset,
+    evaluation: EvaluationRows,
+    settings: Settings,
+    checkpoints: Path,
+    callbacks: list[TrainerCallback],
+) -> Outcome:
+    """Train the model's trainable parameters, from the last checkpoint in `checkpoints` if there is one."""
+    spec = settings.training
+    precision = resolve_precision(spec.precision, settings.backbone.dtype)
+    meter, watch = Meter(), Watch(spec.checkpoint_seconds)
+    trainer = CellTrainer(
+        partition=parts,
+        spec=spec,
+        meter=meter,
+        model=model,
+        args=_arguments(settings, len(train_rows), precision, checkpoints),
+        train_dataset=train_rows,
+        eval_dataset=evaluation.rows,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None),
+        compute_metrics=Scorer(settings.task, evaluation),
+        callbacks=[meter, watch, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if sys.stderr.isatty():
+        trainer.add_callback(Bar)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+        if not watch.diverged and not _evaluated_at_the_end(trainer.state):
+            trainer.evaluate()
+    except Diverged as error:
+        watch.diverged = f"{error} at step {trainer.state.global_step}"
+    meter = trainer.meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Meter))
+    meter.settle()
+    history = read_history(trainer.state.log_history)
+    return Outcome(history, trainer.state.global_step, precision, meter, watch.diverged)
+
+
+def _evaluated_at_the_end(state: TrainerState) -> bool:
+    return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
+
+
+def total_steps(spec: TrainingSpec, rows: int, world_size: int = 1) -> int:
+    """Optimizer steps of a whole run."""
+    if spec.max_steps > 0:
+        return spec.max_steps
+    per_epoch = max(1, math.ceil(math.ceil(rows / (spec.batch_size * world_size)) / spec.accumulation))
+    return math.ceil(per_epoch * spec.epochs)
+
+
+def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path) -> TrainingArguments:
+    spec = settings.training
+    cpu = not torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=spec.batch_size,
+        per_device_eval_batch_size=spec.eval_batch_size,
+        gradient_accumulation_steps=spec.accumulation,
+        num_train_epochs=spec.epochs,
+        max_steps=spec.max_steps,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.schedule,
+        warmup_steps=spec.warmup_ratio if spec.warmup_steps is None else spec.warmup_steps,
+        max_grad_norm=spec.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        save_strategy="no",  # Watch decides
+        save_total_limit=1,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        restore_callback_states_from_checkpoint=True,
+        remove_unused_columns=False,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=cpu,
+        dataloader_pin_memory=not cpu,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to="none",
+    )
+    steps = total_steps(spec, rows, arguments.world_size)
+    arguments.eval_steps = spec.eval_steps or max(1, steps // spec.evaluations)
+    return arguments

@@ -1,0 +1,84 @@
+"""The cells of a sweep: done, failed, to do, and an estimate of the time left. `make plan` calls this.
+
+    python -m scripts.plan suite=glue profile=paper tasks=rte,mrpc methods=lora,propulsion seeds=0,1,2
+
+Takes the same words as scripts.reproduce and starts nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+from propulsion.harness import planning, sheets
+from propulsion.harness.errors import UserError
+from propulsion.harness.tables import load_records
+from scripts.reproduce import choose_profile, parse, results_dir, sweep_command
+
+HEADER = ("backbone", "method", "cells", "done", "failed", "to do", "hours left", "speed", "recipes")
+
+
+def sheet(lines: list[planning.Line]) -> sheets.Sheet:
+    """One row for each backbone and method, and the sum."""
+    rows = [_row(line.backbone, line.method, line) for line in lines]
+    whole = planning.Line("", "", [cell for line in lines for cell in line.cells])
+    return sheets.Sheet("", HEADER, (*rows, _row("all", "", whole)), words=2)
+
+
+def _row(backbone: str, method: str, line: planning.Line) -> tuple[str, ...]:
+    states = [str(line.count(state)) for state in ("done", "failed", "to do")]
+    unknown = any(cell.seconds is None for cell in line.cells)
+    speeds = {"measured" if cell.measured else "assumed" for cell in line.cells}
+    kinds = Counter(cell.recipe for cell in line.cells)
+    return (
+        *(backbone, method, str(len(line.cells)), *states),
+        f"{line.hours:.2g}{' and more' if unknown else ''}" if line.hours < 10 else f"{line.hours:,.0f}",
+        " and ".join(sorted(speeds)),
+        ", ".join(f"{kinds[kind]} {kind}" for kind in ("published", "ours", "none") if kinds[kind]),
+    )
+
+
+def remarks(lines: list[planning.Line], records: list[planning.Record]) -> list[str]:
+    """Where the numbers come from."""
+    cells = [cell for line in lines for cell in line.cells]
+    notes = ["hours: of one device, cell after cell, evaluation included"]
+    assumed = sorted({c.settings.backbone.name for c in cells if not c.measured and c.state != "done"})
+    if assumed:
+        speeds = ", ".join(f"{b} {planning.ASSUMED.get(b, planning.ASSUMED_OTHER):g}" for b in assumed)
+        notes.append(f"assumed, not measured: {speeds} training samples per second, until there are records")
+    devices = sorted(planning.Speeds(records).devices)
+    if devices:
+        notes.append(f"measured on: {', '.join(devices)}")
+    rows = sorted({c.settings.task.name for c in cells if c.seconds is None})
+    if rows:
+        notes.append(f"no estimate for {', '.join(rows)}: their training rows are not known here")
+    notes.append("recipes: published, a value or more has a source; ours, none has; none, the defaults")
+    return notes
+
+
+def main(arguments: list[str]) -> int:
+    """Print the plan. Exit code 2 on bad input."""
+    try:
+        request = parse(arguments)
+        # A plan needs no GPU: what asking for the paper profile would be refused for is said below.
+        profile, reason = (
+            ("paper", "asked for") if request.profile == "paper" else choose_profile(request.profile)
+        )
+        words = sweep_command(request, profile)
+        words = words[words.index("scripts.run") + 2 :]  # after `-m scripts.run -m`
+        folder = results_dir(request, profile)
+        records = load_records(folder)
+        cells = planning.settings_of(words)
+        planned = planning.plan(cells, records)
+        obstacles = planning.obstacles(cells, gpu=profile == "paper")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"profile: {profile} ({reason})", f"records: {len(records)} in {folder}", "", sep="\n")
+    print(*sheets.markdown(sheet(planned)), "", *remarks(planned, records), sep="\n")
+    print(*(f"cannot start here: {obstacle}" for obstacle in obstacles), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""Choose a learning rate for each method on held-out training rows, and write it as recipes.
+
+    python -m scripts.search_rates data_dir=<folder> on=sst2,stsb tasks=rte,mrpc,sst2,stsb methods=lora,propulsion
+
+For each method: a third of its default rate, the default, and three times it; while the best is at an edge, one
+step further out. The best is the highest mean, over the tasks named by `on`, of the primary metric on training
+rows held out of the train split. The recipe, one file for each of `tasks`, names what was tried and found.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from propulsion.harness.errors import UserError
+from propulsion.harness.record import REPOSITORY, SUCCESS
+from propulsion.harness.tables import load_records
+
+STEP = 3.0
+MOST_EXTENSIONS = 2
+DEFAULTS = {
+    "on": "",
+    "tasks": "",
+    "methods": "",
+    "data_dir": "",
+    "backbone": "minilm",
+    "results_dir": "results/search",
+    "overrides": "",  # more words for the sweep, separated by blanks
+}
+
+Scores = dict[float, float]  # learning rate -> mean score on the held-out rows
+
+
+def round_rate(rate: float) -> float:
+    """Two significant digits: 1e-3 / 3 is typed and recorded as 0.00033."""
+    return float(f"{rate:.1e}")
+
+
+def first_rates(default: float) -> list[float]:
+    """The three rates tried first, around a method's default."""
+    return [round_rate(default / STEP), round_rate(default), round_rate(default * STEP)]
+
+
+def next_rate(scores: Scores) -> float | None:
+    """One step beyond the edge that the best rate lies on, or None when it lies inside."""
+    best = best_rate(scores)
+    if best == max(scores):
+        return round_rate(best * STEP)
+    if best == min(scores):
+        return round_rate(best / STEP)
+    return None
+
+
+def best_rate(scores: Scores) -> float:
+    """The rate with the highest score; of equals the smallest."""
+    return min(scores, key=lambda rate: (-scores[rate], rate))
+
+
+def mean_scores(records: list[dict[str, Any]], method: str, tasks: list[str]) -> Scores:
+    """Mean primary score over the tasks, for each rate that has all of them. A run without a score scores 0."""
+    found: dict[float, dict[str, float]] = {}
+    for entry in records:
+        if entry["run"]["method"] == method and entry["run"]["task"] in tasks:
+            score = entry["eval"]["last"][entry["eval"]["primary"]] if entry["status"] == SUCCESS else 0.0
+            rate = float(entry["run"]["config"]["training"]["learning_rate"])
+            found.setdefault(rate, {})[entry["run"]["task"]] = score
+    return {rate: sum(of.values()) / len(of) for rate, of in found.items() if len(of) == len(tasks)}
+
+
+def recipe_text(scores: Scores, tasks: list[str], entry: dict[str, Any]) -> str:
+    """The recipe file: the chosen rate and where it comes from."""
+    data = entry["run"]["data"]
+    tried = ", ".join(f"{rate:g}: {100 * scores[rate]:.1f}" for rate in sorted(scores))
+    source = (
+        f"ours: mean of {' and '.join(tasks)} on {data['eval_rows']} held-out training rows after "
+        f"{entry['cost']['steps']} steps on {data['train_rows']} others, seed {entry['run']['seed']} ({tried})"
+    )
+    block = {
+        "recipe": {"version": 1, "sources": {"training.learning_rate": source}},
+        "training": {"learning_rate": best_rate(scores)},
+    }
+    header = "# @package _global_\n# Written by scripts/search_rates.py\n"
+    return header + OmegaConf.to_yaml(OmegaConf.create(block))
+
+
+def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
+    """Run the cells of one method; those already done are skipped.
+
+    Raises:
+        UserError: the sweep could not run.
+    """
+    command = [sys.executable, "-m", "scripts.run", "-m", "experiment=search", f"backbone={options['backbone']}"]
+    command += [f"data.dir={options['data_dir']}", f"results_dir={options['results_dir']}", f"method={method}"]
+    command += [f"task={options['on']}", f"training.learning_rate={','.join(f'{rate:g}' for rate in rates)}"]
+    if subprocess.run([*command, *options["overrides"].split()], check=False).returncode == 2:
+        raise UserError(f"the search over method={method} could not run; see the line above")
+
+
+def search(options: dict[str, str]) -> list[Path]:
+    """Run the whole search; returns the recipe files written."""
+    written = []
+    compared = options["on"].split(",")
+    for method in options["methods"].split(","):
+        default = float(OmegaConf.load(REPOSITORY / "conf" / "method" / f"{method}.yaml").learning_rate)
+        run_rates(options, method, first_rates(default))
+        for _ in range(MOST_EXTENSIONS):
+            rate = next_rate(mean_scores(load_records(options["results_dir"]), method, compared))
+            if rate is None:
+                break
+            run_rates(options, method, [rate])
+        records = load_records(options["results_dir"])
+        scores = mean_scores(records, method, compared)
+        entry = next(r for r in records if r["run"]["method"] == method and r["status"] == SUCCESS)
+        for task in options["tasks"].split(","):
+            path = REPOSITORY / "conf" / "recipe" / method / options["backbone"] / f"{task}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(recipe_text(scores, compared, entry), encoding="utf-8")
+            written.append(path)
+    return written
+
+
+def main(arguments: list[str]) -> int:
+    """Parse `key=value` words, search, print the files written."""
+    options = dict(DEFAULTS)
+    try:
+        for word in arguments:
+            key, _, value = word.partition("=")
+            if key not in options:
+                raise UserError(f"unknown option '{key}': use {', '.join(options)}")
+            options[key] = value
+        for key in ("on", "tasks", "methods", "data_dir"):
+            if not options[key]:
+                raise UserError(f"{key} is missing: type {key}=...")
+        for path in search(options):
+            print(path.relative_to(REPOSITORY))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

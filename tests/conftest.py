@@ -1,0 +1,50 @@
+"""What tests share: composing configs, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from propulsion.harness.settings import Settings, read_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+torch.set_num_threads(1)  # the suite runs in parallel processes
+
+ComposeCell = Callable[..., Settings]
+
+
+def names(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def compose_settings(*overrides: str) -> Settings:
+    """Settings of a cell from `conf/`, as `scripts.run` reads them."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_settings(compose("config", list(overrides)))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> ComposeCell:
+    """Composes a cell on a toy backbone with random weights and generated rows, in a fresh results folder."""
+
+    def settings(*overrides: str) -> Settings:
+        return compose_settings("experiment=tiny", f"results_dir={tmp_path / 'results'}", *overrides)
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real GLUE and SuperGLUE files: DATA_DIR, or the one beside the checkout."""
+    folder = Path(os.environ.get("DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not (folder / "glue").is_dir():
+        pytest.skip(f"no real data at {folder}: set DATA_DIR to the official download's folder")
+    return folder

@@ -1,0 +1,390 @@
+"""The ledger: fixed verdicts from counts and records, and from nothing else."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from propulsion.harness import claims, evidence, references
+from propulsion.harness.cell import run_cell
+from propulsion.harness.claims import FAILS, HOLDS, NOT_AVAILABLE, NOT_RUN, ONLY_AS_COUNTED, UNDECIDED
+from propulsion.harness.errors import UserError
+from propulsion.harness.recipes import METHODS
+from propulsion.harness.tables import load_records
+from scripts import claims as script
+from tests.conftest import ROOT, compose_settings
+
+REFERENCE = ROOT / "results" / "reference"
+Record = dict[str, Any]
+
+
+def made_up(
+    method: str = "propulsion_paper",
+    seed: int = 0,
+    accuracy: tuple[float, ...] = (0.8, 0.9, 0.85),
+    task: str = "rte",
+    steps: int = 100,
+    **changes: Any,
+) -> Record:
+    """A record as the paper profile would leave it; `changes` are dotted paths with `__` for the dot."""
+    history = [
+        {"step": steps * (i + 1), "loss": 1.0, "scores": {"accuracy": a, "f1": a - 0.1}}
+        for i, a in enumerate(accuracy)
+    ]
+    record: Record = {
+        "status": "success",
+        "run": {
+            **{"task": task, "backbone": "roberta_base", "method": method, "seed": seed, "profile": "paper"},
+            "config": {
+                "training": {"learning_rate": 1e-4, "batch_size": 32, "max_length": 512, "max_steps": -1},
+                "recipe": {"version": 1},
+                "seed": seed,
+            },
+            "data": {"source": "hub", "official": True, "fingerprint": "f"},
+            "weights": {"id": "FacebookAI/roberta-base"},
+        },
+        "eval": {"primary": "accuracy", "history": history},
+        "cost": {"peak_memory_bytes": 10**10},
+        "env": {"device": "NVIDIA H200", "precision": "bf16", "commit": "0" * 40},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = record
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return record
+
+
+def row(value: str, **changes: str) -> dict[str, str]:
+    cell = {"method": "propulsion_paper", "backbone": "roberta_base", "task": "rte", "metric": "accuracy"}
+    other = {
+        "rule": "best row",
+        "paper_row": "Propulsion(All)",
+        "source": "s",
+        "standing": "code",
+        "note": "",
+    }
+    return {**cell, **other, "value": value, **changes}
+
+
+def claim(identity: str) -> dict[str, str]:
+    (found,) = (c for c in references.read_claims(REFERENCE / "claims.csv") if c["id"] == identity)
+    return found
+
+
+# The committed reference data
+
+
+def test_every_claim_of_the_paper_stands_in_the_ledger_and_counts_are_decided() -> None:
+    entries = {e.id: e for e in claims.ledger(references.read_claims(REFERENCE / "claims.csv"), [], [])}
+    verdicts = {identity: entry.verdict for identity, entry in entries.items()}
+    counts = {"full-count": HOLDS, "propulsion-count": HOLDS}
+    counts |= dict.fromkeys(("reduction", "lora-10x", "adalora-12x", "adalora-37x"), ONLY_AS_COUNTED)
+    measured = (
+        "glue-adalora",
+        "glue-propetl",
+        "glue-ia3",
+        "memory",
+        "sst2-propulsion",
+        "sst2-lora",
+        "sst2-adalora",
+    )
+    assert verdicts == {**counts, **dict.fromkeys(measured, NOT_RUN), "kernel": NOT_AVAILABLE}
+    assert entries["full-count"].value == 355_361_794
+    assert entries["propulsion-count"].value == 86_018
+    for number in ("4,131x", "1,577x as the paper on roberta_large", "1,449x as the paper on roberta_base"):
+        assert number in entries["reduction"].ours
+    assert entries["lora-10x"].ours == "10.3x as the paper counts; 3.4x no heads, 1.3x both heads"
+    assert entries["adalora-12x"].value == pytest.approx(12.03, abs=5e-3)
+    assert entries["adalora-37x"].value == pytest.approx(37.4, abs=5e-2)
+    assert {e.standing for e in entries.values()} == {"first-hand", "second-hand"}
+
+
+def test_no_cell_of_the_papers_own_table_is_made_up() -> None:
+    rows = references.read_scores(REFERENCE / "glue.csv")
+    known = [r for r in rows if r["value"]]
+    assert {r["standing"] for r in known} == {"code"}
+    empty = [r for r in rows if not r["value"]]
+    assert {r["source"] for r in empty} == {"not available"}
+    cells = {(r["method"], r["backbone"], r["task"], r["metric"]) for r in empty}
+    assert len(cells) == len(empty) == 6 * 2 * 11
+    entries = claims.ledger([], rows, [])
+    assert {e.verdict for e, r in zip(entries, rows, strict=True) if not r["value"]} == {NOT_AVAILABLE}
+    assert {e.verdict for e, r in zip(entries, rows, strict=True) if r["value"]} == {NOT_RUN}
+    assert len({e.id for e in entries if e.paper}) == len(known)
+
+
+def test_the_notebooks_scores_are_those_known() -> None:
+    rows = references.read_scores(REFERENCE / "glue.csv")
+    found = {(r["method"], r["task"], r["metric"], r["rule"]): r["value"] for r in rows if r["value"]}
+    assert found["propulsion_paper", "cola", "matthews_correlation", "best row"] == "59.8"
+    assert found["propulsion_paper", "rte", "accuracy", "best row"] == "75.5"
+    assert found["propulsion_paper", "rte", "accuracy", "last row"] == "72.2"
+    assert found["propulsion_package", "sst2", "accuracy", "best row"] == "92.9"
+    assert found["propulsion_attn", "qqp", "accuracy", "best row"] == "85.7"
+    assert found["full", "mnli", "accuracy", "best row"] == "84.2"
+
+
+# One edit by a reader who has the paper
+
+
+def test_one_edit_of_the_csv_gives_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(REFERENCE, tmp_path / "reference")
+    table = tmp_path / "reference" / "glue.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    (line,) = (
+        i for i, t in enumerate(lines) if t.startswith("propulsion_paper,roberta_large,rte,accuracy,,")
+    )
+    lines[line] = lines[line].replace("accuracy,,", "accuracy,80.1,")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = references.read_scores(table)
+    (mine,) = (r for r in rows if r["standing"] == "user-supplied")
+    assert (mine["backbone"], mine["task"], mine["value"]) == ("roberta_large", "rte", "80.1")
+    words = [
+        f"reference={tmp_path / 'reference'}",
+        f"results_dir={tmp_path / 'none'}",
+        f"out={tmp_path / 'out'}",
+    ]
+    assert script.main(words) == 0
+    text = (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
+    assert "user-supplied | 80.1" in text
+    assert "131 score cells" in text
+    with (tmp_path / "out" / "claims.csv").open(newline="", encoding="utf-8") as stream:
+        ledger = {r["id"]: r for r in csv.DictReader(stream)}
+    assert ledger["rte/roberta_large/propulsion_paper/accuracy/best"]["verdict"] == NOT_RUN
+    assert "holds only as counted 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("accuracy,,best", "accuracy,0.949,best", "type points of 100, as in 94.9"),
+        ("accuracy,,best", "accuracy,94;9,best", "value '94;9': type a number with a point, or nothing"),
+        ("accuracy,,best row", "accuracy,94.9,best", "unknown rule 'best': did you mean best row"),
+        (",rte,", ",rtee,", "unknown task 'rtee': did you mean rte"),
+        ("method,backbone", "methods,backbone", "no column 'method'"),
+        ("not available,,", "not available,", "cells are needed"),
+    ],
+)
+def test_a_slip_in_the_csv_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = (REFERENCE / "glue.csv").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "glue.csv"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as raised:
+        references.read_scores(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_reference_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main([f"reference={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
+    assert "claims.csv cannot be read" in capsys.readouterr().err
+    assert script.main(["result_dir=x"]) == 2
+    assert "did you mean results_dir" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# What counts as evidence
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"run__profile": "mini"}, "profile mini"),
+        ({"status": "failed"}, "failed"),
+        ({"status": "diverged"}, "diverged"),
+        ({"run__data__official": False}, "not the published evaluation rows"),
+        ({"run__weights__id": "random"}, "random weights"),
+        ({"run__config__training__max_train_rows": 100}, "training cut short"),
+        ({"run__config__training__max_steps": 100}, "training cut short"),
+    ],
+)
+def test_what_is_no_evidence_decides_nothing(changes: dict[str, Any], reason: str) -> None:
+    records = [made_up(seed=seed, **changes) for seed in range(3)]
+    assert evidence.unusable(records[0]) == reason
+    (entry,) = claims.ledger([], [row("90.0")], records)
+    assert (entry.verdict, entry.n, entry.ours) == (NOT_RUN, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds", "verdict"),
+    [
+        ("90.0", 3, HOLDS),
+        ("95.0", 3, FAILS),
+        ("91.0", 3, UNDECIDED),
+        ("90.0", 2, NOT_RUN),
+        ("", 3, NOT_AVAILABLE),
+    ],
+)
+def test_a_score_is_judged_by_the_interval(value: str, seeds: int, verdict: str) -> None:
+    records = [made_up(seed=s, accuracy=(0.5, 0.9 + 0.002 * (s - 1), 0.7)) for s in range(seeds)]
+    (entry,) = claims.ledger([], [row(value)], records)
+    assert entry.verdict == verdict
+    assert entry.n == seeds
+    assert entry.value == pytest.approx(90.0 if seeds == 3 else 89.9)
+
+
+def test_the_rule_of_the_reference_picks_the_row() -> None:
+    records = [made_up(seed=s) for s in range(3)]
+    found = {
+        (rule, metric): claims.judge_score(row("50", rule=rule, metric=metric), records).value
+        for rule in references.RULES
+        for metric in ("accuracy", "f1")
+    }
+    # the best row is the one with the highest primary metric, whatever the metric that is compared
+    assert found == pytest.approx(
+        {
+            **{("best row", "accuracy"): 90.0, ("best row", "f1"): 80.0},
+            **{("last row", "accuracy"): 85.0, ("last row", "f1"): 75.0},
+        }
+    )
+
+
+def test_other_settings_are_no_seeds_and_the_choice_does_not_look_at_scores() -> None:
+    usual = [made_up(seed=s, accuracy=(0.9,)) for s in range(3)]
+    better = [made_up(seed=s, accuracy=(0.95,), run__config__training__learning_rate=1.0) for s in (7, 8)]
+    (entry,) = claims.ledger([], [row("95.0")], better + usual)
+    assert (entry.verdict, entry.n, entry.value) == (FAILS, 3, pytest.approx(90.0))
+    assert "2 runs with other settings left out" in entry.conditions
+    assert "recipe 1, learning rate 0.0001, batch 32" in entry.conditions
+
+
+# The other kinds
+
+
+def test_a_gain_needs_all_six_tasks_by_the_same_seeds() -> None:
+    def records(gain: float, tasks: tuple[str, ...]) -> list[Record]:
+        return [
+            made_up(method, seed, (accuracy,), task)
+            for method, accuracy in (("propulsion_paper", 0.8 + gain), ("ia3", 0.8))
+            for seed in range(3)
+            for task in tasks
+        ]
+
+    def verdict(gain: float, tasks: tuple[str, ...] = claims.ACCURACY_TASKS) -> str:
+        return claims.judge_gain(claim("glue-ia3"), records(gain, tasks)).verdict
+
+    assert verdict(0.0331) == HOLDS
+    assert verdict(0.0) == FAILS
+    assert verdict(0.0331, claims.ACCURACY_TASKS[:5]) == NOT_RUN
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changes", "verdict"),
+    [
+        (1.51, {}, HOLDS),
+        (1.0, {}, FAILS),
+        (1.51, {"env__device": "CPU x"}, NOT_RUN),
+        (1.51, {"run__config__training__batch_size": 16}, NOT_RUN),
+    ],
+)
+def test_memory_is_compared_on_one_gpu_and_batch(ratio: float, changes: dict[str, Any], verdict: str) -> None:
+    ours = [made_up(seed=s) for s in range(3)]
+    theirs = [made_up("lora", s, cost__peak_memory_bytes=int(ratio * 10**10), **changes) for s in range(3)]
+    assert claims.judge_memory(claim("memory"), ours + theirs).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "steps", "verdict"),
+    [
+        ((0.91, 0.92), 50, HOLDS),
+        ((0.80, 0.91), 50, FAILS),
+        ((0.80, 0.89), 100, FAILS),  # never reached
+        ((0.91, 0.92), 100, UNDECIDED),  # reached somewhere before the first evaluation
+    ],
+)
+def test_steps_to_accuracy(accuracy: tuple[float, ...], steps: int, verdict: str) -> None:
+    records = [made_up(seed=s, task="sst2", accuracy=accuracy, steps=steps) for s in range(3)]
+    assert claims.judge_speed(claim("sst2-propulsion"), records).verdict == verdict
+    assert claims.judge_speed(claim("sst2-propulsion"), records[:2]).verdict == NOT_RUN
+
+
+@pytest.mark.parametrize(
+    ("value", "stated", "agrees"),
+    [
+        (355_361_794, "355.3e6", True),
+        (86_018, "0.086e6", True),
+        (355_500_000, "355.3e6", False),
+        (87_100, "0.086e6", False),
+    ],
+)
+def test_a_count_agrees_within_the_last_digit_given(value: int, stated: str, agrees: bool) -> None:
+    entry = claims._agrees(value, stated)
+    assert entry is agrees
+
+
+# From recipe to ledger
+
+
+@pytest.fixture(scope="module")
+def paper_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cell for each method of the grid, three seeds of one of them, on a toy model."""
+    folder = tmp_path_factory.mktemp("paper")
+    for method in METHODS:
+        for seed in range(3 if method == "propulsion_paper" else 1):
+            words = ["experiment=tiny", "profile=paper", "backbone=roberta_base", "task=rte", f"seed={seed}"]
+            settings = compose_settings(*words, f"method={method}", f"results_dir={folder}")
+            entry, ran = run_cell(settings)
+            assert ran
+            assert entry["status"] == "success", entry["error"]
+    return folder
+
+
+def test_a_made_up_number_does_not_hold_and_a_true_one_does(paper_runs: Path) -> None:
+    records = load_records(paper_runs)
+    assert {(r["run"]["method"], r["run"]["profile"]) for r in records} == {(m, "paper") for m in METHODS}
+    for record in records:
+        config = record["run"]["config"]
+        assert config["recipe"]["version"] == 1
+        assert set(config["recipe"]["sources"]) >= {"training.learning_rate", "training.epochs"}
+    notebook = next(r for r in records if r["run"]["method"] == "propulsion_paper")["run"]["config"]
+    assert notebook["training"]["best_by"] == "loss"
+    assert (notebook["training"]["schedule"], notebook["method"]["degree"]) == ("cosine", 55)
+
+    scores = [
+        100 * max(p["scores"]["accuracy"] for p in r["eval"]["history"])
+        for r in records
+        if r["run"]["method"] == "propulsion_paper"
+    ]
+    true = sum(scores) / 3
+    wrong = true - 40 if true > 60 else true + 40
+    margin = 1 + 5 * (max(scores) - min(scores))
+    assert margin < 20
+    rows = [row(f"{true}"), row(f"{wrong}"), row("50", method="lora"), row("", method="ia3")]
+    refused = claims.ledger([], rows, records)
+    assert {e.verdict for e in refused} == {NOT_RUN, NOT_AVAILABLE}  # random weights prove nothing
+    entries = claims.ledger([], rows, records, refuse=lambda _: None, margin=margin)
+    assert [e.verdict for e in entries] == [HOLDS, FAILS, NOT_RUN, NOT_AVAILABLE]
+    assert entries[0].n == 3
+    assert "1 of 3 seeds" in entries[2].conditions
+    assert entries[3].ours  # measured, with nothing to compare it with
+
+
+def test_the_ledger_is_written_in_three_formats_without_a_network(
+    paper_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was used"))
+    assert script.main([f"results_dir={paper_runs}", f"out={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(METHODS) + 2} of {len(METHODS) + 2} records do not count" in out
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    for verdict in claims.VERDICTS:
+        assert f"**{verdict}:**" in text
+    assert "| holds only as counted |" in text
+    latex = (tmp_path / "claims.tex").read_text(encoding="utf-8")
+    assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
+    with (tmp_path / "claims.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    known = len(references.read_claims(REFERENCE / "claims.csv")) + len(
+        references.read_scores(REFERENCE / "glue.csv")
+    )
+    assert len(rows) == known
+    again = tmp_path / "again"
+    assert script.main([f"results_dir={paper_runs}", f"out={again}"]) == 0
+    assert (again / "claims.md").read_bytes() == (tmp_path / "claims.md").read_bytes()

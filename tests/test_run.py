@@ -1,0 +1,161 @@
+"""The command line: bad input is one clear line and exit code 2 with nothing written; sweeps go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from propulsion.harness import cell as cell_module
+from propulsion.harness.progress import count_cells, duration
+from scripts import run
+from tests.conftest import names
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `python -m scripts.run <words>` in this process; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
+    monkeypatch.setattr("propulsion.harness.progress.os.environ", dict())
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(run, "_exit_codes", [])
+        monkeypatch.setattr(sys, "argv", ["scripts.run", *words])
+        return run.main()
+
+    return call
+
+
+TINY = ("experiment=tiny", "results_dir=out")
+
+BAD = {
+    "unknown task": (["task=rtee"], "unknown task 'rtee': did you mean rte"),
+    "unknown backbone": (["backbone=roberta_bas"], "unknown backbone 'roberta_bas': did you mean roberta_base"),
+    "unknown method": (["method=propulsio"], "unknown method 'propulsio': did you mean propulsion"),
+    "unknown experiment": (["experiment=minni"], "unknown experiment 'minni': did you mean mini"),
+    "unknown key": (["training.learning_rat=1"], "learning_rat"),
+    "wrong type": (["training.epochs=many"], "epochs"),
+    "unknown choice": (["training.schedule=cosin"], "training.schedule=cosin: use linear | cosine | constant"),
+    "broken override": (["task="], "task"),
+    "batch of nothing": (["training.batch_size=0"], "training.batch_size=0: must be 1 or more"),
+    "local data without a folder": (["data=local"], "data.dir"),
+    "local data that is not there": (["data=local", "data.dir=nowhere"], "nowhere"),
+    "targets that match nothing": (["method.peft.target_modules=[nowhere]"], "nowhere"),
+    "BitFit without biases": (["backbone=llama_7b", "method=bitfit"], "llama_7b has no biases to train"),
+    "a results folder that is a file": (["results_dir=file/results"], "results_dir=<a folder that can>"),
+    "weights that cannot be reached": (
+        ["backbone=roberta_base", "backbone.weights=pretrained", "~backbone.architecture"],
+        "backbone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    case: str, command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = BAD[case]
+    (tmp_path / "file").write_text("")
+    assert command(*TINY, *words) == 2
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in printed.out + printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_backbone_file_with_another_digest_is_refused(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "fake_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model.safetensors").write_bytes(b"not the weights")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["backbone.weights=pretrained", "backbone.package=fake_weights", "backbone.package_folder=''"]
+    assert command(*TINY, *words) == 2
+    error = capsys.readouterr().err
+    assert "has sha256 " in error and "its YAML file says 53aa51172d14" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["backbone=roberta_base", "data=generated", "tracking=off", "results_dir=out"]
+    assert command(*words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("error: backbone roberta_base: cannot load FacebookAI/roberta-base")
+    assert not Path("out").exists()
+
+
+def test_a_sweep_goes_on_after_a_failed_cell_and_ends_with_1(
+    command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = cell_module.train
+
+    def fails_on_rte(model: Any, parts: Any, tokenizer: Any, rows: Any, scored: Any, settings: Any, *a: Any, **k: Any):
+        if settings.task.name == "rte":
+            raise RuntimeError("out of luck")
+        return train(model, parts, tokenizer, rows, scored, settings, *a, **k)
+
+    monkeypatch.setattr(cell_module, "train", fails_on_rte)
+    assert command("-m", *TINY, "task=rte,cola", "seed=0,1") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4
+    assert out[0].startswith("[1/4] rte/minilm/propulsion seed 0: failed (RuntimeError: out of luck)")
+    assert out[3].startswith("[4/4] cola/minilm/propulsion seed 1: matthews_correlation ")
+    records = [json.loads(path.read_text()) for path in Path("out").rglob("*.json")]
+    assert sorted((r["run"]["task"], r["status"]) for r in records) == [
+        *[("cola", "success")] * 2,
+        *[("rte", "failed")] * 2,
+    ]
+    monkeypatch.undo()
+
+
+def test_a_sweep_typed_again_skips_what_is_done(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("-m", *TINY, "task=rte", "seed=0,1") == 0
+    capsys.readouterr()
+    assert command("-m", *TINY, "task=rte", "seed=0,1,2") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [("skipped" in line) for line in out] == [True, True, False]
+    assert len(list(Path("out").rglob("*.json"))) == 3
+
+
+def test_one_bad_cell_of_a_sweep_is_named_and_the_others_run(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", *TINY, "backbone=llama_7b", "method=bitfit,lora", "training.max_steps=1") == 2
+    printed = capsys.readouterr()
+    assert "llama_7b has no biases" in printed.err
+    assert "rte/llama_7b/lora seed 0: accuracy" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cells"),
+    [
+        (["task=rte"], 1),
+        (["task=rte,mrpc", "seed=range(5)"], 10),
+        (["task=choice(rte,mrpc,cola)", "training.learning_rate=1e-3,1e-4", "experiment=tiny"], 6),
+    ],
+)
+def test_cells_of_a_sweep_are_counted_before_it_starts(overrides: list[str], cells: int) -> None:
+    assert count_cells(overrides) == cells
+
+
+def test_durations_read_well() -> None:
+    assert [duration(s) for s in (0.4, 42, 89.4, 540, 11_100)] == ["0 s", "42 s", "89 s", "9 min", "3 h 05 min"]
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+@pytest.mark.parametrize("backbone", names("backbone"))
+@pytest.mark.parametrize("method", names("method"))
+def test_every_experiment_backbone_and_method_composes(experiment: str, backbone: str, method: str) -> None:
+    from tests.conftest import compose_settings
+
+    settings = compose_settings(f"experiment={experiment}", f"backbone={backbone}", f"method={method}")
+    assert (settings.backbone.name, settings.method.name) == (backbone, method)

@@ -1,0 +1,86 @@
+"""Training: optimizer groups, steps, the effective batch, divergence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import Partition
+from propulsion.harness.cell import run_cell
+from propulsion.harness.settings import TrainingSpec
+from propulsion.harness.training import is_matrix, parameter_groups, total_steps
+from tests.conftest import ComposeCell
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(3, 4))
+        self.z = nn.Parameter(torch.ones(4))
+        self.ia3 = nn.Parameter(torch.ones(1, 4))
+        self.head = nn.Linear(4, 2)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+def test_groups_give_the_head_its_own_rate_and_decay_matrices_alone() -> None:
+    parts = Partition(adapter=("matrix", "z", "ia3"), head=("head.weight", "head.bias"))
+    spec = TrainingSpec(learning_rate=0.1, head_learning_rate=0.5, weight_decay=0.01)
+    toy = Toy()
+    groups = parameter_groups(toy, parts, spec)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found == {
+        id(toy.matrix): (0.1, 0.01),
+        id(toy.z): (0.1, 0.0),
+        id(toy.ia3): (0.1, 0.0),
+        id(toy.head.weight): (0.5, 0.01),
+        id(toy.head.bias): (0.5, 0.0),
+    }
+
+
+def test_vectors_stored_as_matrices_are_vectors() -> None:
+    assert not is_matrix(torch.ones(1, 7))
+    assert not is_matrix(torch.ones(7, 1))
+    assert is_matrix(torch.ones(2, 7))
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows", "world", "steps"),
+    [
+        (TrainingSpec(epochs=2, batch_size=16), 100, 1, 14),
+        (TrainingSpec(epochs=2, batch_size=16, accumulation=2), 100, 1, 8),
+        (TrainingSpec(epochs=2, batch_size=8), 100, 2, 14),
+        (TrainingSpec(epochs=0.5, batch_size=10), 100, 1, 5),
+        (TrainingSpec(epochs=9, max_steps=3), 100, 1, 3),
+    ],
+)
+def test_total_steps(spec: TrainingSpec, rows: int, world: int, steps: int) -> None:
+    assert total_steps(spec, rows, world) == steps
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(tiny: ComposeCell) -> None:
+    """Same rows, no dropout: 2 x 4 rows accumulated must train exactly as one batch of 8."""
+    quiet = ["method=propulsion", "training.evaluations=1", "training.max_train_rows=8", "training.max_steps=5"]
+    quiet += [f"+backbone.architecture.{name}=0.0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    quiet += ["training.learning_rate=0.01"]
+    whole, _ = run_cell(tiny(*quiet, "training.batch_size=8"))
+    halves, _ = run_cell(tiny(*quiet, "training.batch_size=4", "training.accumulation=2"))
+    assert whole["status"] == halves["status"] == "success"
+    assert halves["eval"]["history"][-1]["loss"] == pytest.approx(whole["eval"]["history"][-1]["loss"], rel=1e-5)
+    assert whole["cost"]["steps"] == halves["cost"]["steps"] == 5
+
+
+def test_a_run_that_leaves_the_finite_numbers_is_recorded_as_diverged(tiny: ComposeCell) -> None:
+    entry, _ = run_cell(tiny("method=full", "training.learning_rate=1e30", "training.max_steps=20"))
+    assert entry["status"] == "diverged"
+    assert entry["error"]["type"] == "Diverged"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["auto", "fp16", "fp32"])
+def test_a_cell_runs_on_cuda(tiny: ComposeCell, precision: str) -> None:
+    entry, _ = run_cell(tiny(f"training.precision={precision}"))
+    assert entry["status"] == "success"
+    assert entry["cost"]["peak_memory_bytes"] > 0
+    assert entry["env"]["cuda"] is not None
