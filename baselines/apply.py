@@ -27,11 +27,11 @@ def apply_method(
     """
     if method.head not in HEAD_POLICIES:
         raise unknown("head policy", method.head, HEAD_POLICIES)
+    tuned: PreTrainedModel | peft.PeftModel = model
     if method.apply == "peft":
         tuned = _wrap(model, method, backbone)
     elif method.apply in RULES:
-        tuned = model
-        _unfreeze(tuned, method, backbone)
+        _unfreeze(model, method, backbone)
     else:
         raise unknown("way to apply a method", method.apply, [*RULES, "peft"])
     for parameter in tuned.parameters():
@@ -66,8 +66,9 @@ def _unfreeze(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec
 def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) -> peft.PeftModel:
     options = dict(method.peft)
     kind = str(options.pop("peft_type", "")).upper()
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise unknown("peft_type", kind, [str(k.value if hasattr(k, "value") else k) for k in PEFT_TYPE_TO_CONFIG_MAPPING])
+    configs: dict[str, Any] = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in configs:
+        raise unknown("peft_type", kind, configs)
     if method.targets:
         options["target_modules"] = roles_to_regex(method.targets, backbone)
     if method.feedforward:
@@ -75,7 +76,7 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) ->
     if method.head == "trained":
         options |= {"task_type": "SEQ_CLS", "modules_to_save": list(backbone.head)}
     try:
-        return peft.get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options))
+        return peft.get_peft_model(model, configs[kind](**options))
     except (ValueError, TypeError) as error:  # peft's way to say that options or targets do not fit
         raise UserError(f"method {method.name} on {backbone.name}: {' '.join(str(error).split())}") from error
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
+import torch
+
 from propulsion.harness import planning, sheets
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import load_records
-from scripts.reproduce import choose_profile, parse, results_dir, sweep_command
+from scripts.reproduce import choose_profile, parse, results_dir, sweep_command, sweep_words
 
 HEADER = ("backbone", "method", "cells", "done", "failed", "to do", "hours left", "speed", "recipes")
 
@@ -38,17 +40,16 @@ def _row(backbone: str, method: str, line: planning.Line) -> tuple[str, ...]:
     )
 
 
-def remarks(lines: list[planning.Line], records: list[planning.Record]) -> list[str]:
+def remarks(lines: list[planning.Line], speeds: planning.Speeds) -> list[str]:
     """Where the numbers come from."""
     cells = [cell for line in lines for cell in line.cells]
     notes = ["hours: of one device, cell after cell, evaluation included"]
     assumed = sorted({c.settings.backbone.name for c in cells if not c.measured and c.state != "done"})
     if assumed:
-        speeds = ", ".join(f"{b} {planning.ASSUMED.get(b, planning.ASSUMED_OTHER):g}" for b in assumed)
-        notes.append(f"assumed, not measured: {speeds} training samples per second, until there are records")
-    devices = sorted(planning.Speeds(records).devices)
-    if devices:
-        notes.append(f"measured on: {', '.join(devices)}")
+        guesses = ", ".join(f"{name} {speeds.assumed(name):g}" for name in assumed)
+        notes.append(f"assumed, not measured: {guesses} training samples per second, until there are records")
+    if speeds.devices:
+        notes.append(f"measured on: {', '.join(sorted(speeds.devices))}")
     rows = sorted({c.settings.task.name for c in cells if c.seconds is None})
     if rows:
         notes.append(f"no estimate for {', '.join(rows)}: their training rows are not known here")
@@ -64,19 +65,20 @@ def main(arguments: list[str]) -> int:
         profile, reason = (
             ("paper", "asked for") if request.profile == "paper" else choose_profile(request.profile)
         )
-        words = sweep_command(request, profile)
-        words = words[words.index("scripts.run") + 2 :]  # after `-m scripts.run -m`
+        words = sweep_words(sweep_command(request, profile))
         folder = results_dir(request, profile)
         records = load_records(folder)
         cells = planning.settings_of(words)
-        planned = planning.plan(cells, records)
+        speeds = planning.Speeds(records, gpu=profile == "paper" or torch.cuda.is_available())
+        planned = planning.plan(cells, records, speeds)
         obstacles = planning.obstacles(cells, gpu=profile == "paper")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"profile: {profile} ({reason})", f"records: {len(records)} in {folder}", "", sep="\n")
-    print(*sheets.markdown(sheet(planned)), "", *remarks(planned, records), sep="\n")
-    print(*(f"cannot start here: {obstacle}" for obstacle in obstacles), sep="\n")
+    print(*sheets.markdown(sheet(planned)), "", *remarks(planned, speeds), sep="\n")
+    for obstacle in obstacles:
+        print(f"cannot start here: {obstacle}")
     return 0
 
 

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from propulsion.harness import planning
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY
@@ -76,13 +78,29 @@ def choose_profile(name: str) -> tuple[str, str]:
 
 
 def suite_tasks(suite: str) -> list[str]:
-    """The tasks of a suite that give it a score, in the order of their files' `order`."""
+    """The tasks of a suite that give it a score, by name."""
     files = sorted((REPOSITORY / "conf" / "task").glob("*.yaml"))
-    tasks = [OmegaConf.load(file) for file in files]
+    tasks: list[Any] = [OmegaConf.load(file) for file in files]
     chosen = [str(task.name) for task in tasks if task.suite == suite and not task.get("diagnostic", False)]
     if not chosen:
         raise unknown("suite", suite, {str(task.suite) for task in tasks})
     return chosen
+
+
+def refuse_paper(command: list[str]) -> None:
+    """Check, before the first of many hours, that the sweep has its GPU, backbones and data.
+
+    Raises:
+        UserError: names the first thing that is missing.
+    """
+    missing = planning.obstacles(planning.settings_of(sweep_words(command)), gpu=True)
+    if missing:
+        raise UserError(f"PROFILE=paper cannot start: {missing[0]}")
+
+
+def sweep_words(command: list[str]) -> list[str]:
+    """The Hydra overrides of a sweep's command line."""
+    return command[command.index("scripts.run") + 2 :]
 
 
 def sweep_command(request: Request, profile: str) -> list[str]:
@@ -115,6 +133,8 @@ def main(arguments: list[str]) -> int:
     try:
         profile, reason = choose_profile(request.profile)
         command = sweep_command(request, profile)
+        if profile == "paper":
+            refuse_paper(command)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -123,7 +143,11 @@ def main(arguments: list[str]) -> int:
     code = subprocess.run(command, check=False).returncode
     if code in (2, 130):
         return code
-    print_tables(results_dir(request, profile))
+    try:
+        print_tables(results_dir(request, profile))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"took {duration(time.monotonic() - started)}")
     return code
 

@@ -24,13 +24,14 @@ from omegaconf.errors import OmegaConfBaseException
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import CellStopped, UserError, unknown
 from propulsion.harness.progress import cell_line
+from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import read_settings
 
 MAIN_PROCESS = "PROPULSION_MAIN_PROCESS"
 _exit_codes: list[int] = []
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
 def run(config: DictConfig) -> None:
     """Run the composed config's cell and print its line."""
     started = time.monotonic()

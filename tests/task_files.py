@@ -1,6 +1,6 @@
 """Writes small task files: the official download's layout, and a folder laid out like the hub's data set.
 
-The layouts are typed in here from the published formats, not read from conf/task, so that the two check each other.
+The layouts are typed in here from the published formats, not read from conf/task: the two check each other.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ _PARSES = ("sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"
 _MNLI = ("index", "promptID", "pairID", "genre", *_PARSES, "sentence1", "sentence2")
 _STSB = ("index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2")
 _FIVE = ("label1", "label2", "label3", "label4", "label5")
-_AX = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge", "Domain", "Premise", "Hypothesis")
+_AX = (
+    "Lexical Semantics",
+    "Predicate-Argument Structure",
+    "Logic",
+    "Knowledge",
+    "Domain",
+    "Premise",
+    "Hypothesis",
+)
 # file -> header; in the header, the names that stand for (first text, second text, label)
 HEADERS: dict[str, dict[str, tuple[str, ...]]] = {
     "cola": {"CoLA/train.tsv": (), "CoLA/dev.tsv": (), "CoLA/test.tsv": ("index", "sentence")},
@@ -56,7 +64,11 @@ HEADERS: dict[str, dict[str, tuple[str, ...]]] = {
         "MRPC/dev.tsv": ("\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
         "MRPC/test.tsv": ("index", "#1 ID", "#2 ID", "#1 String", "#2 String"),
     },
-    "stsb": {"STS-B/train.tsv": (*_STSB, "score"), "STS-B/dev.tsv": (*_STSB, "score"), "STS-B/test.tsv": _STSB},
+    "stsb": {
+        "STS-B/train.tsv": (*_STSB, "score"),
+        "STS-B/dev.tsv": (*_STSB, "score"),
+        "STS-B/test.tsv": _STSB,
+    },
     "qqp": {
         "QQP/train.tsv": ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
         "QQP/dev.tsv": ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
@@ -93,7 +105,7 @@ LABEL = ("label", "Quality", "\ufeffQuality", "score", "is_duplicate", "gold_lab
 
 def row(task: str, split: str, i: int) -> dict[str, Any]:
     """The row that every writer below writes: awkward texts, labels in turn (class id, or a score)."""
-    texts = [f'{task} {split} {i}: "unbalanced, it \'s {name}\u2028 ' for name in TEXTS[task]]
+    texts = [f"{task} {split} {i}: \"unbalanced, it 's {name}\u2028 " for name in TEXTS[task]]
     label = float(i % 6) if task == "stsb" else i % len(NAMES[task])
     return {**dict(zip(TEXTS[task], texts, strict=True)), "label": label, "idx": i}
 
@@ -136,13 +148,15 @@ def write_official(folder: Path, task: str, newline: str = "\n") -> None:
         path.write_bytes(text.encode())
 
 
-def write_hub(folder: Path) -> None:
-    """All tasks as parquet files, with the configurations and splits of the hub's data set."""
+def write_hub(folder: Path, tasks: tuple[str, ...] = TASKS) -> None:
+    """The tasks as parquet files, with the configurations and splits of the hub's data set."""
     configs = []
-    for task in TASKS:
+    for task in tasks:
         splits = ["train", "validation", "test"]
         if task == "mnli":
-            splits = ["train"] + [f"{kind}_{half}" for kind in ("validation", "test") for half in ("matched", "mismatched")]
+            splits = ["train"] + [
+                f"{kind}_{half}" for kind in ("validation", "test") for half in ("matched", "mismatched")
+            ]
         if task == "ax":
             splits = ["test"]
         label = ClassLabel(names=list(NAMES[task])) if NAMES[task] else Value("float32")
@@ -151,8 +165,12 @@ def write_hub(folder: Path) -> None:
         (folder / task).mkdir(parents=True)
         for split in splits:
             kind = split_of(split)
-            rows = [row(task, kind, i) | ({"label": -1} if kind == "test" else {}) for i in range(SIZES[kind])]
-            Dataset.from_list(rows, features=types).to_parquet(folder / task / f"{split}-00000-of-00001.parquet")
+            rows = [
+                row(task, kind, i) | ({"label": -1} if kind == "test" else {}) for i in range(SIZES[kind])
+            ]
+            Dataset.from_list(rows, features=types).to_parquet(
+                folder / task / f"{split}-00000-of-00001.parquet"
+            )
         files = "".join(f"\n  - split: {split}\n    path: {task}/{split}-*" for split in splits)
         configs.append(f"- config_name: {task}\n  data_files:{files}\n")
     (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
 from propulsion.harness import record
+from propulsion.harness.backbones import load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.sources import open_source
-from tests.conftest import ComposeCell, names
+from propulsion.harness.weights import start_digest, weights_path
+from tests.conftest import ComposeCell, compose_settings, names
 
 FIELDS: dict[str, set[str]] = {
     "": {"schema", "key", "status", "error", "run", "params", "eval", "cost", "env"},
@@ -203,3 +207,41 @@ def test_bad_input_leaves_nothing_behind(tiny: ComposeCell) -> None:
     with pytest.raises(UserError):
         run_cell(settings)
     assert not Path(settings.results_dir).exists()
+
+
+def test_a_run_can_start_from_the_trained_tensors_of_another(tiny: ComposeCell, tmp_path: Path) -> None:
+    first = tiny("task=mnli", "method=propulsion", "training.keep_weights=true")
+    entry, _ = run_cell(first)
+    kept = weights_path(first.results_dir, entry["key"])
+    start = ("task=rte", "method=propulsion", f"training.start_from={kept}", "training.learning_rate=0.0")
+    started, _ = run_cell(tiny(*start, "training.keep_weights=true", f"results_dir={tmp_path / 'started'}"))
+    assert started["run"]["start"] == {"sha256": start_digest(str(kept))}
+    before = load_file(kept)
+    after = load_file(weights_path(str(tmp_path / "started"), started["key"]))
+    vectors = [name for name in before if "propulsion_z" in name]
+    assert vectors and all(torch.equal(before[name], after[name]) for name in vectors)  # rate 0: as they started
+    assert any(not torch.equal(before[name], torch.ones_like(before[name])) for name in vectors)
+    heads = [name for name in before if name not in vectors]
+    assert all(before[name].shape != after[name].shape for name in heads)  # three labels there, two here
+    fresh, _ = run_cell(tiny("task=rte", "method=propulsion", "training.learning_rate=0.0"))
+    assert fresh["key"] != started["key"]
+
+
+def test_a_start_that_does_not_fit_is_refused(tiny: ComposeCell, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        run_cell(tiny("training.start_from=nowhere.safetensors"))
+    first = tiny("method=lora", "training.keep_weights=true")
+    entry, _ = run_cell(first)
+    kept = weights_path(first.results_dir, entry["key"])
+    with pytest.raises(UserError, match="start from a run of the same method and backbone"):
+        run_cell(tiny("method=propulsion", f"training.start_from={kept}"))
+
+
+@pytest.mark.parametrize("backbone", ["minilm", "roberta_base", "deberta_v3_base", "llama_7b"])
+def test_dropout_is_one_key_for_every_family(backbone: str) -> None:
+    settings = compose_settings("experiment=tiny", f"backbone={backbone}")
+    model, _ = load_model(settings.backbone, settings.task, 1, dropout=0.0)
+    model.train()
+    ids = torch.arange(4, 20).reshape(2, 8)
+    first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
+    assert torch.equal(first, second)

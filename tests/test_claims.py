@@ -329,6 +329,11 @@ def paper_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in METHODS:
         for seed in range(3 if method == "propulsion_paper" else 1):
             words = ["experiment=tiny", "profile=paper", "backbone=roberta_base", "task=rte", f"seed={seed}"]
+            words += [
+                "backbone.architecture.num_hidden_layers=1",
+                "data.train_rows=32",
+                "training.evaluations=1",
+            ]
             settings = compose_settings(*words, f"method={method}", f"results_dir={folder}")
             entry, ran = run_cell(settings)
             assert ran

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
 import socket
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from baselines import apply_method
 from propulsion.harness import params
+from propulsion.harness.backbones import build_empty
 from propulsion.harness.params import count_cell, load_backbone, load_method
+from propulsion.harness.settings import TaskSpec
 from scripts import params as script
 
 # backbone: full, all with the head frozen, attention, linears of the backbone, head
@@ -22,6 +27,7 @@ PUBLISHED = {
 }
 
 
+@functools.cache
 def counted(backbone: str, method: str, policy: str = "trained") -> params.Count:
     return count_cell(load_backbone(backbone), load_method(method), policy)
 
@@ -65,6 +71,20 @@ def test_the_ratios_of_the_claims() -> None:
     large = counted("roberta_large", "propulsion_paper", "frozen")
     assert params.ratios(ours, full["roberta_base"])["as the paper"] == pytest.approx(1_449, abs=0.5)
     assert params.ratios(large, full["roberta_large"])["as the paper"] == pytest.approx(1_577, abs=0.5)
+
+
+def test_the_notebooks_other_two_counts_of_roberta_base() -> None:
+    backbone = load_backbone("roberta_base")
+    model = build_empty(backbone, params.TASK)
+    biases = sum(m.bias.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    assert biases == 82_944 + 770
+    assert 86_018 + biases == 169_732  # the packaged function trains the biases of the linears as well
+    regression = TaskSpec(name="stsb", kind="regression")
+    frozen = apply_method(build_empty(backbone, regression), load_method("propulsion_paper"), backbone)
+    parameters = dict(frozen.named_parameters())
+    z = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    head = sum(p.numel() for name, p in parameters.items() if "classifier" in name and not p.requires_grad)
+    assert z + head == 677_378  # the STS-B notebook trains its head, with z on it
 
 
 def test_a_row_holds_together() -> None:

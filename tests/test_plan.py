@@ -65,7 +65,7 @@ def test_states_are_those_the_runner_would_find() -> None:
         fake(cells[2], status="diverged"),
         fake(other),  # the same cell with other settings is another run
     ]
-    (line,) = planning.plan(cells, records)
+    (line,) = planning.plan(cells, records, planning.Speeds(records))
     assert [cell.state for cell in line.cells] == ["done", "failed", "done", "to do", "to do"]
     assert [line.count(state) for state in ("done", "failed", "to do")] == [2, 1, 2]
 
@@ -75,7 +75,7 @@ def test_the_cost_is_steps_and_evaluations_at_the_speed_measured() -> None:
     steps = 78 * 30  # 2,490 rows in batches of 32
     rows = steps * 32 + 24 * 277 / planning.EVALUATION_SPEED  # an evaluation every 100 steps and at the end
     seconds, measured = planning.estimate(settings, planning.Speeds([]))
-    assert (seconds, measured) == (pytest.approx(rows / planning.ASSUMED["roberta_base"]), False)
+    assert (seconds, measured) == (pytest.approx(rows / planning.ASSUMED[True]["roberta_base"]), False)
     other = compose_settings("experiment=paper", "backbone=roberta_base", "task=mrpc", "method=lora")
     seconds, measured = planning.estimate(settings, planning.Speeds([fake(other)]))
     assert (seconds, measured) == (pytest.approx(rows / 1000), True)
@@ -94,6 +94,7 @@ def test_cuts_and_unknown_rows() -> None:
     assert planning.estimate(unknown, speeds) == (None, False)
     tiny = compose_settings("experiment=tiny", "task=rte")
     assert planning.estimate(tiny, speeds)[0] == pytest.approx((4 * 8 + 2 * 32 / 3) / 4000)
+    assert planning.estimate(tiny, planning.Speeds([], gpu=False))[0] == pytest.approx((32 + 64 / 3) / 150)
 
 
 def test_what_keeps_a_sweep_from_starting_is_said(
@@ -107,7 +108,7 @@ def test_what_keeps_a_sweep_from_starting_is_said(
     out = capsys.readouterr().out
     assert "cannot start here: the paper profile needs a CUDA GPU" in out
     assert "cannot start here: backbone roberta_large: the hub cannot be reached" in out
-    assert "cannot start here: task rte: " in out
+    assert "cannot start here: data of rte: " in out
     assert "| roberta_large | lora" in out
     assert "1 published" in out
     assert "assumed, not measured: roberta_large 200" in out

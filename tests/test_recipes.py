@@ -30,6 +30,10 @@ def recipe(method: str, backbone: str, task: str) -> dict[str, Any]:
     return recipes.read(recipes.path(method, backbone, task))
 
 
+def sources(method: str, backbone: str, task: str) -> dict[str, str]:
+    return dict(recipe(method, backbone, task)["recipe"]["sources"])
+
+
 def test_the_paper_grid_has_a_recipe_in_every_cell_and_no_other_file() -> None:
     found = {tuple(file.relative_to(recipes.FOLDER).with_suffix("").parts) for file in recipe_files()}
     assert {cell for cell in found if cell[1] in recipes.BACKBONES} >= set(GRID)
@@ -44,7 +48,7 @@ def recipe_files() -> list[Path]:
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda f: "/".join(f.with_suffix("").parts[-3:]))
 def test_a_recipe_sets_known_keys_and_each_has_a_source(file: Path) -> None:
     content = recipes.read(file)
-    assert file.read_text(encoding="utf-8").startswith("# @package _global_\n")
+    assert "# @package _global_" in file.read_text(encoding="utf-8").splitlines()
     assert set(content) <= {"training", "method", "recipe"}
     assert set(content["recipe"]) <= {"version", "sources", "notes"}
     assert content["recipe"]["version"] >= 1
@@ -61,7 +65,7 @@ def test_a_recipe_sets_known_keys_and_each_has_a_source(file: Path) -> None:
 
 
 def test_the_cells_without_a_sourced_recipe_are_these() -> None:
-    unsourced = {(m, b) for m, b, t in GRID if not recipes.sourced(recipe(m, b, t))}
+    unsourced = {(m, b) for m, b, t in GRID if not recipes.sourced(sources(m, b, t))}
     assert unsourced == {
         ("ia3", "roberta_base"),
         ("ia3", "roberta_large"),
@@ -69,7 +73,7 @@ def test_the_cells_without_a_sourced_recipe_are_these() -> None:
         ("propulsion_paper", "roberta_large"),
     }
     for method, backbone in unsourced:  # whole rows, not single tasks
-        assert not any(recipes.sourced(recipe(method, backbone, task)) for task in recipes.TASKS)
+        assert not any(recipes.sourced(sources(method, backbone, task)) for task in recipes.TASKS)
 
 
 @pytest.mark.parametrize("task", NOTEBOOKS)
@@ -161,7 +165,6 @@ def test_the_version_of_a_recipe_is_part_of_the_key_and_its_words_are_not() -> N
     [
         ("+recipe.sources={training.epoch: ours}", "training.epoch"),
         ("+recipe.sources={task.title: ours}", "task.title"),
-        ("recipe.version=two", "version"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_one_line(override: str, message: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness.progress import count_cells, duration
+from propulsion.harness.progress import TOTAL, count_cells, duration
+from propulsion.harness.record import PARALLEL_CELLS
 from scripts import run
 from tests.conftest import names
 
@@ -21,7 +22,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
-    monkeypatch.setattr("propulsion.harness.progress.os.environ", dict())
+    for name in (TOTAL, PARALLEL_CELLS):  # what a sweep leaves in the environment ends with the test
+        monkeypatch.setenv(name, "0" if name == TOTAL else "1")
 
     def call(*words: str) -> int:
         monkeypatch.setattr(run, "_exit_codes", [])

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Features, Value, load_dataset
-from tests.conftest import compose_settings, names
-from tests.task_files import NAMES, SIZES, TASKS, TEXTS, row, write_hub, write_official
+from omegaconf import OmegaConf
 
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
 from propulsion.harness.sources import UNLABELLED, Source, features, open_source
+from tests.conftest import compose_settings, names
+from tests.task_files import NAMES, SIZES, TASKS, TEXTS, row, write_hub, write_official
 
 SOURCES = ("hub", "local", "generated")
 PUBLISHED = {
@@ -139,7 +140,9 @@ def test_fingerprint_is_stable_and_names_the_content(
 
 @pytest.mark.parametrize("source", [("ax", "hub")], indirect=True, ids=["ax"])
 def test_hub_has_no_labels_to_score_ax(source: Source) -> None:
-    with pytest.raises(UserError, match=r"ax: 5 of 5 'ax' rows of data=hub have no label.*diagnostic-full\.tsv"):
+    with pytest.raises(
+        UserError, match=r"ax: 5 of 5 'ax' rows of data=hub have no label.*diagnostic-full\.tsv"
+    ):
         source.load()
     assert [rows[:]["label"] for rows in source.load_tests().values()] == [[UNLABELLED] * 5]
 
@@ -162,7 +165,11 @@ def test_official_means_exactly_the_published_rows(
     assert not open_source(task, local).load().official
     monkeypatch.setattr(task, "dev_rows", {"dev": SIZES["dev"], "dev_mismatched": SIZES["dev"]})
     assert open_source(task, local).load().official
-    assert not open_source(task, DataSpec(source="generated", train_rows=9, eval_rows=SIZES["dev"])).load().official
+    assert (
+        not open_source(task, DataSpec(source="generated", train_rows=9, eval_rows=SIZES["dev"]))
+        .load()
+        .official
+    )
 
 
 def test_a_new_task_needs_one_yaml_file(tmp_path: Path) -> None:
@@ -175,19 +182,24 @@ def test_a_new_task_needs_one_yaml_file(tmp_path: Path) -> None:
     text: [report]
     metrics: [accuracy]
     primary: accuracy
-    local: {folder: Weather, files: {train: a.tsv, dev: b.tsv}, columns: {report: words, label: y}, labels: {d: dry, r: rain}}
+    local:
+      folder: Weather
+      files: {train: a.tsv, dev: b.tsv}
+      columns: {report: words, label: y}
+      labels: {d: dry, r: rain}
     """
-    from omegaconf import OmegaConf
-
     (tmp_path / "mine" / "Weather").mkdir(parents=True)
     for file in ("a.tsv", "b.tsv"):
         (tmp_path / "mine" / "Weather" / file).write_text("y\tx\twords\nr\t\twet\nd\t\tsunny\n")
     task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskSpec), OmegaConf.create(text)))
     assert isinstance(task, TaskSpec)
     data = open_source(task, DataSpec(source="local", dir=str(tmp_path))).load()
-    assert data.train.to_list() == [{"report": "wet", "label": 1, "idx": 0}, {"report": "sunny", "label": 0, "idx": 1}]
+    assert data.train.to_list() == [
+        {"report": "wet", "label": 1, "idx": 0},
+        {"report": "sunny", "label": 0, "idx": 1},
+    ]
     for kind in ("hub", "generated"):
-        with pytest.raises(UserError, match="weather.*local"):
+        with pytest.raises(UserError, match=r"task weather .*data=local"):
             open_source(task, DataSpec(source=kind)).load()
 
 

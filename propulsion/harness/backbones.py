@@ -53,10 +53,10 @@ class MeanPoolingBert(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 1
         self.bert = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(
@@ -177,8 +177,12 @@ def load_tokenizer(spec: BackboneSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(spec: BackboneSpec, task: TaskSpec, pad_token_id: int) -> tuple[PreTrainedModel, Weights]:
+def load_model(
+    spec: BackboneSpec, task: TaskSpec, pad_token_id: int, dropout: float | None = None
+) -> tuple[PreTrainedModel, Weights]:
     """The classifier with its weights; the head is drawn from torch's current random state.
+
+    `dropout` replaces every dropout rate of the backbone and its head; None keeps them.
 
     Raises:
         UserError: weights that cannot be reached, differ from the YAML file, or do not fill the backbone.
@@ -187,17 +191,26 @@ def load_model(spec: BackboneSpec, task: TaskSpec, pad_token_id: int) -> tuple[P
     dtype = getattr(torch, spec.dtype)
     if path == "random":
         config = architecture(spec, task)
-        config.pad_token_id = pad_token_id
+    else:
+        config = _from_hub(spec, lambda: AutoConfig.from_pretrained(path, **_revision(spec, path)))
+        _check_architecture(spec, config)
+        config.update(_head_settings(task))
+    config.pad_token_id = pad_token_id
+    if dropout is not None:
+        _set_dropout(config, dropout)
+    if path == "random":
         return _from_config(spec, config).to(dtype), weights
-    return _pretrained(spec, task, pad_token_id, path, dtype), _resolved(weights, spec, path)
+    return _pretrained(spec, config, path, dtype), _resolved(weights, spec, path)
 
 
-def _pretrained(
-    spec: BackboneSpec, task: TaskSpec, pad_token_id: int, path: str, dtype: torch.dtype
-) -> PreTrainedModel:
-    config = _from_hub(spec, lambda: AutoConfig.from_pretrained(path, **_revision(spec, path)))
-    _check_architecture(spec, config)
-    config.update({**_head_settings(task), "pad_token_id": pad_token_id})
+def _set_dropout(config: PreTrainedConfig, rate: float) -> None:
+    """Set every rate that the family's config knows: hidden_dropout_prob, attention_dropout and the like."""
+    for name, value in config.to_dict().items():
+        if name.endswith(("dropout", "dropout_prob")) and isinstance(value, (int, float)):
+            setattr(config, name, rate)
+
+
+def _pretrained(spec: BackboneSpec, config: PreTrainedConfig, path: str, dtype: torch.dtype) -> PreTrainedModel:
     with _quiet():  # the new head is no news, and what else is missing is checked below
         model, info = _from_hub(
             spec,

@@ -22,6 +22,7 @@ from propulsion.harness.settings import Settings
 from propulsion.harness.sources import Source, TaskData, hold_out, open_source, subset
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
+from propulsion.harness.weights import load_start, save_trained, start_digest, weights_path
 
 
 def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
@@ -109,6 +110,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
                 "official": data.official,
             },
             "weights": None,
+            "start": None,  # digest of the run's starting point, where it is not the backbone alone
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
         "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
@@ -122,13 +124,16 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     devices.reset_peak_memory()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.backbone)
-    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id)
+    spec = settings.training
+    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, spec.dropout)
     tuned = apply_method(model, settings.method, settings.backbone)
     parts = partition(tuned, settings.backbone.head, settings.method.head == "trained")
-    counts = count(tuned, parts)
-    stored = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
-    _fill_model(entry, weights, counts)
-    length = min(settings.training.max_length, settings.backbone.max_length)
+    _fill_model(entry, weights, count(tuned, parts))
+    entry["cost"]["adapter_bytes"] = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
+    if spec.start_from:
+        load_start(tuned, parts.adapter, spec.start_from)
+        entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
+    length = min(spec.max_length, settings.backbone.max_length)
 
     def encoded(rows: Any) -> Any:
         return encode(rows, tokenizer, settings.task, length)
@@ -138,7 +143,8 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
         tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]
     )
     _fill_outcome(entry, outcome, settings)
-    entry["cost"]["adapter_bytes"] = stored
+    if spec.keep_weights and int(os.environ.get("RANK", "0")) == 0:
+        save_trained(tuned, [*parts.adapter, *parts.head], weights_path(settings.results_dir, entry["key"]))
 
 
 def _fill_model(entry: dict[str, Any], weights: Weights, counts: Counts) -> None:

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
 
 from propulsion.harness import hub, recipes
 from propulsion.harness.backbones import find_weights
@@ -31,10 +32,13 @@ TRAIN_ROWS = {
     **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702},
     **{"qnli": 104743, "rte": 2490, "wnli": 635},
 }
-# Samples per second of training where nothing was measured yet: a guess for one current data-centre GPU,
-# bf16, GLUE's lengths. `make plan` says that it is one.
-ASSUMED = {"minilm": 4000.0, "roberta_base": 600.0, "roberta_large": 200.0, "deberta_v3_base": 350.0}
-ASSUMED_OTHER = 100.0
+# Samples per second of training where nothing was measured yet: a guess for GLUE's lengths, by whether it is
+# one current data-centre GPU or two processor cores. `make plan` says that it is a guess.
+ASSUMED = {
+    True: {"minilm": 4000.0, "roberta_base": 600.0, "roberta_large": 200.0, "deberta_v3_base": 350.0},
+    False: {"minilm": 150.0, "roberta_base": 10.0, "roberta_large": 3.0, "deberta_v3_base": 6.0},
+}
+ASSUMED_OTHER = {True: 100.0, False: 1.0}
 EVALUATION_SPEED = 3.0  # samples per second of evaluation over those of training: no backward pass
 
 
@@ -97,7 +101,7 @@ def settings_of(words: list[str]) -> list[Settings]:
     except MissingConfigException as error:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         raise unknown(group, name, error.options or []) from error
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(str(error).split())}; see conf/config.yaml for the keys") from error
 
 
@@ -112,13 +116,16 @@ def obstacles(cells: Iterable[Settings], gpu: bool) -> list[str]:
             reasons.append(
                 f"backbone {backbone.name}: the hub cannot be reached and the cache lacks {backbone.id}"
             )
+    missing: dict[str, str] = {}
     for cell in {cell.task.name: cell for cell in cells}.values():
         try:
             source = open_source(cell.task, cell.data)
             if cell.data.source != "hub" or not hub.reachable():
                 source.fingerprint()
         except UserError as error:
-            reasons.append(f"task {cell.task.name}: {error}")
+            missing[cell.task.name] = str(error)
+    if missing:
+        reasons.append(f"data of {', '.join(missing)}: {next(iter(missing.values()))}")
     return reasons
 
 
@@ -132,10 +139,9 @@ def _weights_at_hand(spec: BackboneSpec) -> bool:
     return isinstance(try_to_load_from_cache(spec.id, "config.json", revision=spec.revision), str)
 
 
-def plan(cells: Iterable[Settings], records: list[Record]) -> list[Line]:
+def plan(cells: Iterable[Settings], records: list[Record], speeds: Speeds) -> list[Line]:
     """The cells by backbone and method, each with its state and cost."""
     states = _states(records)
-    speeds = Speeds(records)
     lines: dict[tuple[str, str], Line] = {}
     for settings in cells:
         name = (settings.backbone.name, settings.method.name)
@@ -169,13 +175,14 @@ def _states(records: list[Record]) -> Any:
 def _recipe(settings: Settings) -> str:
     if settings.recipe is None:
         return "none"
-    return "published" if any(s != recipes.OURS for s in settings.recipe.sources.values()) else "ours"
+    return "published" if recipes.sourced(settings.recipe.sources) else "ours"
 
 
 class Speeds:
     """Training samples per second: measured for the backbone and method, else the backbone, else assumed."""
 
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self, records: list[Record], gpu: bool = True) -> None:
+        self.gpu = gpu  # what an assumed speed is of
         self.measured: dict[tuple[str, str], list[float]] = {}
         self.devices: set[str] = set()
         for record in records:
@@ -190,7 +197,11 @@ class Speeds:
         alike = [speed for (name, _), speeds in self.measured.items() if name == backbone for speed in speeds]
         if own or alike:
             return statistics.median(own or alike), True
-        return ASSUMED.get(backbone, ASSUMED_OTHER), False
+        return self.assumed(backbone), False
+
+    def assumed(self, backbone: str) -> float:
+        """The guess for a backbone."""
+        return ASSUMED[self.gpu].get(backbone, ASSUMED_OTHER[self.gpu])
 
 
 def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:

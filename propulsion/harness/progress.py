@@ -8,8 +8,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from propulsion.harness.record import PARALLEL_CELLS
 from propulsion.harness.settings import Settings
@@ -31,7 +32,7 @@ def count_cells(overrides: list[str]) -> int:
     """The number of jobs that Hydra's basic sweeper makes of these overrides (globs count as one)."""
     total = 1
     for override in OverridesParser.create().parse_overrides(overrides):
-        if override.is_sweep_override() and not override.is_glob_sweep():
+        if override.is_sweep_override() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
             total *= len(list(override.sweep_string_iterator()))
     return total
 
@@ -39,9 +40,10 @@ def count_cells(overrides: list[str]) -> int:
 def position() -> tuple[int, int] | None:
     """This cell's place in the sweep, counted from 1, and the sweep's size; None outside a sweep."""
     total = int(os.environ.get(TOTAL, "0"))
-    if total == 0 or HydraConfig.get().mode is None or "num" not in HydraConfig.get().job:
+    job: Any = HydraConfig.get().job
+    if total == 0 or OmegaConf.is_missing(job, "num"):
         return None
-    return int(HydraConfig.get().job.num) + 1, total
+    return int(job.num) + 1, total
 
 
 def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, started: float) -> str:

@@ -11,7 +11,7 @@ import yaml
 from propulsion.harness.record import REPOSITORY
 
 FOLDER = REPOSITORY / "conf" / "recipe"
-OURS = "ours"
+OURS = "ours"  # what follows it says how the value was chosen
 # What a value's source may be. A value whose publication was not seen is `ours`, whatever it was taken from.
 SOURCES = (
     "Propulsion paper, section 4.2, second-hand",
@@ -61,6 +61,6 @@ def keys(recipe: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def sourced(recipe: dict[str, Any]) -> bool:
+def sourced(sources: dict[str, str]) -> bool:
     """Whether any value has a source other than ourselves."""
-    return any(source != OURS for source in recipe["recipe"]["sources"].values())
+    return any(not source.startswith(OURS) for source in sources.values())

@@ -19,6 +19,7 @@ import torch
 from propulsion.harness.devices import device_name
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
+from propulsion.harness.weights import start_digest
 
 SCHEMA = 1
 SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
@@ -32,7 +33,7 @@ IGNORED = {
     "task": ("title", "dev_rows"),
     "backbone": ("note", "package", "package_folder"),
     "method": ("title",),
-    "training": ("checkpoint_seconds", "keep_checkpoints"),
+    "training": ("checkpoint_seconds", "keep_checkpoints", "keep_weights", "start_from"),
     "recipe": ("sources", "notes"),
 }
 
@@ -40,12 +41,15 @@ IGNORED = {
 def cell_key(config: dict[str, Any], fingerprint: str) -> str:
     """The cell's identity, 16 hex digits: a digest of the config and data that decide its scores.
 
-    The task's version and the backbone's digest and revision are part of the config.
+    The task's version and the backbone's digest and revision are part of the config; a file to start from
+    counts by its content.
     """
     kept = {key: value for key, value in config.items() if key not in IGNORED[""]}
     for group, keys in IGNORED.items():
         if isinstance(kept.get(group), dict):
             kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
+    start = config["training"]["start_from"]  # the file counts, not where it lies
+    kept["start"] = start_digest(start) if start else None
     text = json.dumps({"config": kept, "data": fingerprint}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

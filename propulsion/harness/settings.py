@@ -126,6 +126,8 @@ class TrainingSpec:
     warmup_steps: int | None = None  # wins over the ratio
     max_grad_norm: float = 1.0
     max_length: int = 128
+    dropout: float | None = None  # of every dropout of the backbone; null: the backbone's own
+    start_from: str | None = None  # trained tensors of another run, as one on MNLI; the head stays new
     max_train_rows: int | None = None
     max_eval_rows: int | None = None
     evaluations: int = 5  # evenly spaced, the last one on the final weights
@@ -134,6 +136,7 @@ class TrainingSpec:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     checkpoint_seconds: float = 120.0
     keep_checkpoints: bool = False
+    keep_weights: bool = False  # write the final trained tensors to <results_dir>/weights/<key>
 
 
 @dataclass

@@ -140,7 +140,8 @@ class CellTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the trained parameters alone."""
         if self.optimizer is None:
-            groups = parameter_groups(model or self.model, self.partition, self.spec)
+            tuned: Any = model or self.model
+            groups = parameter_groups(tuned, self.partition, self.spec)
             self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=torch.cuda.is_available())
         return self.optimizer
 

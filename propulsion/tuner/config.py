@@ -10,6 +10,7 @@ from peft.config import PeftConfig
 from propulsion.tuner.targets import GROUPS
 
 PEFT_TYPE = "PROPULSION"
+BIASES = ("none", "all", "propulsion_only")
 
 
 @dataclass
@@ -27,6 +28,8 @@ class PropulsionConfig(PeftConfig):
         modules_to_save: Modules that are trained and saved whole, such as a classification head. They never
             carry a z. With `task_type="SEQ_CLS"` peft adds `classifier` and `score` by itself; with
             `task_type=None` the head stays frozen and carries z, as in the authors' notebooks.
+        bias: Which biases are trained and saved as well: `none`, `all`, or `propulsion_only`, those of the
+            scaled layers. Disabling the adapter does not undo a trained bias.
         init_weights: True starts every z at 1, so that the model's outputs do not change. False draws z
             around 1, which only serves tests.
         layers_to_transform: The index, or indices, of the blocks to scale; whatever lies outside the blocks,
@@ -34,7 +37,7 @@ class PropulsionConfig(PeftConfig):
         layers_pattern: The name of the list of blocks, where it is not the first numbered part of a name.
 
     Raises:
-        ValueError: The degree is not an integer of at least 1, no target is given, or `layers_to_transform`
+        ValueError: The degree is not an integer of at least 1, the bias is none of the above, no target is given, or `layers_to_transform`
             comes with a regex.
     """
 
@@ -53,6 +56,7 @@ class PropulsionConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules that are trained and saved whole, such as a head."}
     )
+    bias: str = field(default="none", metadata={"help": f"Biases to train as well: {', '.join(BIASES)}."})
     init_weights: bool = field(
         default=True, metadata={"help": "Start every z at 1. False draws z around 1, for tests only."}
     )
@@ -68,6 +72,8 @@ class PropulsionConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
             raise ValueError(f"degree must be an integer of at least 1, not {self.degree!r}")
+        if self.bias not in BIASES:
+            raise ValueError(f"bias must be one of {', '.join(BIASES)}, not {self.bias!r}")
         self.target_modules = _as_set(self.target_modules)
         self.exclude_modules = _as_set(self.exclude_modules)
         if self.target_modules is not None and not self.target_modules:

@@ -7,12 +7,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetBuilder, load_dataset_builder
+from pyarrow import parquet
 
 from propulsion.harness import hub
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
-from propulsion.harness.sources.base import Source, features
+from propulsion.harness.sources.base import UNLABELLED, Source, features
 
 
 class HubSource(Source):
@@ -21,7 +23,9 @@ class HubSource(Source):
     def __init__(self, task: TaskSpec, data: DataSpec) -> None:
         super().__init__(task, data)
         if not task.hub.path:
-            raise UserError(f"task {task.name} is not on the hub: it has no hub.path; use data=local or data=generated")
+            raise UserError(
+                f"task {task.name} is not on the hub: it has no hub.path; use data=local or data=generated"
+            )
 
     def fingerprint(self) -> str:
         """Digest of the dataset's revision on the hub; of the files' bytes where `hub.path` is a folder."""
@@ -35,9 +39,7 @@ class HubSource(Source):
     def load_split(self, split: str) -> Dataset:
         name, part = self._place(split)
         try:
-            builder = self._builder(name)
-            builder.download_and_prepare()
-            rows: Dataset = builder.as_dataset(split=part)
+            rows = _read(self._builder(name), part)
         except Exception as error:  # the library has another type for each thing that can go wrong
             raise self._failure(f"{name}/{part}", error) from error
         return self._conform(rows, f"{self.task.hub.path} {name}/{part}")
@@ -63,7 +65,8 @@ class HubSource(Source):
         if isinstance(error, UserError):
             return error
         path = self.task.hub.path
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = error.__cause__ or error  # "an error occurred" alone helps nobody
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         if not Path(path).is_dir() and not hub.reachable():
             reason = "the hub cannot be reached and the local cache does not have it"
         return UserError(
@@ -86,13 +89,19 @@ class HubSource(Source):
         rows = rows.select_columns(list(theirs.values()))
         rows = rows.rename_columns({name: column for column, name in theirs.items() if name != column})
         rows = rows.select_columns(list(wanted))
-        if rows.features == wanted:
-            return rows
-        try:
-            return rows.cast(wanted)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where}: the columns do not fit task {self.task.name}: {reason}") from error
+        if rows.features != wanted:
+            try:
+                rows = rows.cast(wanted)
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{where}: the columns do not fit task {self.task.name}: {reason}") from error
+        classes = {UNLABELLED, *range(len(self.task.labels))}
+        odd = set(rows.select_columns("label")[:]["label"]) - classes if self.task.labels else set()
+        if odd:
+            raise UserError(
+                f"{where}: label {min(odd, key=str)} is no class of {', '.join(self.task.labels)}"
+            )
+        return rows
 
 
 @functools.lru_cache(maxsize=32)
@@ -102,12 +111,26 @@ def _open_builder(path: str, name: str) -> DatasetBuilder:
     return load_dataset_builder(path, name)
 
 
+def _read(builder: DatasetBuilder, part: str) -> Dataset:
+    files = _files(builder, part)
+    if files:
+        # Not through the library's cache: its key for a folder does not follow what is in the files.
+        return Dataset(pa.concat_tables([parquet.read_table(file) for file in files]))
+    builder.download_and_prepare()
+    rows = builder.as_dataset(split=part)
+    assert isinstance(rows, Dataset)
+    return rows
+
+
 def _revision(builder: DatasetBuilder, part: str) -> str:
+    digest = hashlib.sha256()
+    for file in _files(builder, part):
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if _files(builder, part) else str(builder.hash)
+
+
+def _files(builder: DatasetBuilder, part: str) -> list[Path]:
+    """The split's files where the data set is a local folder, else none."""
     files: dict[str, Any] = builder.config.data_files or {}
     paths = [Path(file) for file in files.get(part, [])]
-    if not paths or not all(path.is_file() for path in paths):
-        return str(builder.hash)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return paths if all(path.is_file() for path in paths) else []

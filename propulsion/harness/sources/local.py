@@ -41,6 +41,11 @@ class LocalSource(Source):
             raise UserError(
                 f"data.dir={data.dir} is not a folder; set it to the one with {task.local.folder}/ in it"
             )
+        odd = set(task.local.labels.values()) - set(task.labels)
+        if odd:
+            raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
+        if not task.local.header and set(task.local.columns) < {*task.text, "label"}:
+            raise UserError(f"task {task.name}: files without a header need every column in local.columns")
         self._used = {split: self._find(split) for split in dict.fromkeys(("train", *task.parts.values()))}
 
     def fingerprint(self) -> str:

@@ -68,15 +68,6 @@ def agreement(draw: Draw, label: str) -> tuple[str, ...]:
     return (f"The {subject} {verb} {draw.pick(ADJECTIVES)}.",)
 
 
-def determiner(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Anna liked these old books." / "Anna liked these old book." """
-    plural = draw.flip()
-    good = label == "acceptable"
-    word = draw.pick(("these", "those", "many")) if plural == good else draw.pick(("this", "that", "every"))
-    noun = draw.pick(THINGS) + ("s" if plural else "")
-    return (f"{draw.pick(PEOPLE)} {draw.pick(TRANSITIVE)} {word} {draw.pick(ADJECTIVES)} {noun}.",)
-
-
 def auxiliary(draw: Draw, label: str) -> tuple[str, ...]:
     """ "Ben has written a letter." / "Ben has write a letter." """
     base, participle = draw.pick(VERBS)
@@ -125,4 +116,4 @@ def transitivity(draw: Draw, label: str) -> tuple[str, ...]:
     return (f"The {draw.pick(ADJECTIVES)} {draw.pick(NOUNS)} {verb} {ending}.",)
 
 
-PHENOMENA = (agreement, determiner, auxiliary, reflexive, order, transitivity)
+PHENOMENA = (order, order, transitivity, transitivity, auxiliary, reflexive, agreement)

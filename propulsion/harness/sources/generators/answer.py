@@ -36,6 +36,14 @@ def _ask(slot: str, thing: str, deed: str) -> str:
     return f"Who was the {thing} {deed} by?" if slot == "Who" else f"{slot} was the {thing} {deed}?"
 
 
+def slot(draw: Draw, label: str) -> tuple[str, ...]:
+    """When was the car sold? / The car was sold in May. (or: The car was sold in Paris.)"""
+    asked, other = draw.two(SLOTS)
+    thing, deed = draw.pick(THINGS), draw.pick(DEEDS)
+    told = asked if label == "entailment" else other
+    return _ask(asked, thing, deed), f"The {thing} was {deed} {_fill(draw, told)}."
+
+
 def details(draw: Draw, label: str) -> tuple[str, ...]:
     """ "When was the car sold?" / "The car was sold by Anna in May." or "... by Anna in Paris." """
     asked, *others = draw.some(SLOTS, 3)
@@ -62,4 +70,4 @@ def objects(draw: Draw, label: str) -> tuple[str, ...]:
     return _ask(slot, thing, deed), f"The {what} was {how} {_fill(draw, slot)}."
 
 
-PHENOMENA = (details, details, objects, objects, events)
+PHENOMENA = (slot, slot, objects, objects, details, events)

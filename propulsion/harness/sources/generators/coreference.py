@@ -13,9 +13,11 @@ LINKS = ("before", "after", "when", "while", "because")
 ACTS = ("left", "slept", "sang", "spoke", "arrived", "laughed", "won", "lost", "cried", "fell")
 MOVES = ("slept", "ran", "fell", "ate", "jumped", "drank", "died", "hid", "swam", "woke")
 GOODS = ("car", "house", "dog", "book", "garden", "boat", "phone", "picture", "horse", "desk")
-# whom "because" explains: the first person or the second
-FIRST = ("annoyed", "bored", "amazed", "amused", "scared", "surprised")
-SECOND = ("thanked", "praised", "blamed", "admired", "envied", "punished")
+# who helps, who is helped, and what can be said of either
+HELPERS = ("doctor", "nurse", "teacher", "pilot", "guard", "priest", "sailor", "soldier")
+HELPED = ("patient", "child", "guest", "tourist", "student", "prisoner", "baby", "victim")
+KIND = ("kind", "brave", "polite", "strong", "generous", "skilled")
+NEEDY = ("ill", "lost", "hurt", "weak", "scared", "hungry")
 
 
 def gender(draw: Draw, label: str) -> tuple[str, ...]:
@@ -49,14 +51,13 @@ def possession(draw: Draw, label: str) -> tuple[str, ...]:
     return premise, f"The {own if label == 'entailment' else other} owned the {thing}."
 
 
-def cause(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Anna thanked Emma because she sang." / "Emma sang." or "Anna sang." """
-    names, pronoun = (WOMEN, "she") if draw.flip() else (MEN, "he")
-    one, two = draw.two(names)
-    first, act = draw.flip(), draw.pick(ACTS)
-    verb = draw.pick(FIRST if first else SECOND)
-    who = one if first == (label == "entailment") else two
-    return f"{one} {verb} {two} because {pronoun} {act}.", f"{who} {act}."
+def reason(draw: Draw, label: str) -> tuple[str, ...]:
+    """The nurse helped the child because she was lost. / The child was lost. (or: The nurse was lost.)"""
+    helper, helped, needy = draw.pick(HELPERS), draw.pick(HELPED), draw.flip()
+    trait = draw.pick(NEEDY if needy else KIND)
+    verb, pronoun = draw.pick(("helped", "saved", "served", "joined")), draw.pick(("he", "she"))
+    who = helped if needy == (label == "entailment") else helper
+    return f"The {helper} {verb} the {helped} because {pronoun} was {trait}.", f"The {who} was {trait}."
 
 
-PHENOMENA = (gender, gender, number, number, possession, cause)
+PHENOMENA = (reason, reason, gender, gender, number, possession)

@@ -4,22 +4,6 @@ from __future__ import annotations
 
 from propulsion.harness.sources.generators.draw import PEOPLE, Draw
 
-# a kind, and what every one of them is
-KINDS = (
-    ("poodle", "dog"),
-    ("rose", "flower"),
-    ("oak", "tree"),
-    ("hammer", "tool"),
-    ("salmon", "fish"),
-    ("eagle", "bird"),
-    ("apple", "fruit"),
-    ("truck", "vehicle"),
-    ("violin", "instrument"),
-    ("sofa", "chair"),
-    ("shirt", "garment"),
-    ("novel", "book"),
-)
-DEEDS = ("bought", "saw", "found", "wanted", "sold", "lost", "painted", "liked")
 STATES = (
     ("open", "closed"),
     ("full", "empty"),
@@ -36,9 +20,11 @@ MEASURES = (
     ("faster", "slower"),
     ("stronger", "weaker"),
 )
-ACTS = ("left", "slept", "sang", "spoke", "won", "lost", "cried", "ate", "paid", "called")
-GROUPS = ("dogs", "boys", "girls", "birds", "guests", "horses", "teachers", "cats")
-TRAITS = ("old", "young", "small", "big", "black", "white", "tired", "hungry")
+ACTS = ("left", "slept", "sang", "spoke", "won", "lost", "cried", "ate", "ran", "fell", "came", "stayed")
+GROUPS = (
+    "dogs", "boys", "girls", "birds", "guests", "horses", "teachers", "cats", "men", "women", "kids", "kings",
+    "doctors", "players", "students", "workers",
+)
 
 
 def states(draw: Draw, label: str) -> tuple[str, ...]:
@@ -66,25 +52,6 @@ def comparisons(draw: Draw, label: str) -> tuple[str, ...]:
     return first, f"{one} is {word if swap != agree else opposite} than {two}."
 
 
-def kinds(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Anna bought a rose." / "Anna bought a flower.": from kind to class, back again, and under negation."""
-    up, no = draw.flip(), draw.flip()
-    kind, whole = draw.pick(KINDS)
-    if label == "entailment":
-        nots, up = (no, no), not no
-    elif label == "contradiction":
-        nots, up = (no, not no), not no
-    else:
-        nots = no, draw.flip()
-        up = no if nots[0] == nots[1] else no
-    words = (kind, whole) if up else (whole, kind)
-    who, deed = draw.pick(PEOPLE), draw.pick(DEEDS)
-    first, second = (
-        f"{who} {deed} {'no' if n else 'a'} {word}." for n, word in zip(nots, words, strict=True)
-    )
-    return first, second
-
-
 def company(draw: Draw, label: str) -> tuple[str, ...]:
     """ "Anna and Ben left." / "Ben left.", "Carl left.", "Neither Anna nor Ben left." """
     one, two, three = draw.some(PEOPLE, 3)
@@ -97,35 +64,17 @@ def company(draw: Draw, label: str) -> tuple[str, ...]:
 
 
 def quantities(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "All old dogs slept." / "Some dogs slept." """
-    group, trait, act = draw.pick(GROUPS), draw.pick(TRAITS), draw.pick(ACTS)
-    narrow, wide = f"{trait} {group}", group
-    forms = {
-        "entailment": (
-            ("All", wide, "Some", narrow),
-            ("All", wide, "All", narrow),
-            ("No", wide, "No", narrow),
-            ("Some", narrow, "Some", wide),
-        ),
-        "neutral": (
-            ("Some", wide, "Some", narrow),
-            ("All", narrow, "All", wide),
-            ("No", narrow, "No", wide),
-            ("Some", wide, "All", narrow),
-        ),
-        "contradiction": (
-            ("All", wide, "No", narrow),
-            ("No", wide, "Some", narrow),
-            ("Some", narrow, "No", wide),
-            ("No", wide, "All", narrow),
-        ),
-    }
-    q1, g1, q2, g2 = draw.pick(forms[label])
-    return f"{q1} {g1} {act}.", f"{q2} {g2} {act}."
+    """All dogs slept. / Some dogs slept. (or: Some cats slept., Not all dogs slept.)"""
+    group, other = draw.two(GROUPS)
+    act, every = draw.pick(ACTS), draw.flip()
+    true = label == "entailment" or (label == "neutral" and draw.flip())
+    first = f"{'All' if every else 'No'} {group} {act}."
+    second = f"{'Some' if every == true else 'Not all'} {other if label == 'neutral' else group} {act}."
+    return first, second
 
 
 def _no(negated: bool) -> str:
     return "not " if negated else ""
 
 
-PHENOMENA = (states, comparisons, kinds, company, quantities)
+PHENOMENA = (states, company, quantities, comparisons)
