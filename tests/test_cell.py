@@ -245,3 +245,11 @@ def test_dropout_is_one_key_for_every_family(backbone: str) -> None:
     ids = torch.arange(4, 20).reshape(2, 8)
     first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_setting_that_is_new_and_at_its_default_leaves_old_keys_alone(tiny: ComposeCell) -> None:
+    config = tiny().config
+    older = {**config, "training": {k: v for k, v in config["training"].items() if k != "dropout"}}
+    assert record.cell_key(older, "rows") == record.cell_key(config, "rows")
+    changed = {**config, "training": {**config["training"], "dropout": 0.0}}
+    assert record.cell_key(changed, "rows") != record.cell_key(config, "rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import MISSING, OmegaConf
 
 from propulsion.harness.devices import device_name
 from propulsion.harness.errors import UserError
-from propulsion.harness.settings import Settings
+from propulsion.harness.settings import Config, Settings
 from propulsion.harness.weights import start_digest
 
 SCHEMA = 1
@@ -46,12 +48,33 @@ def cell_key(config: dict[str, Any], fingerprint: str) -> str:
     """
     kept = {key: value for key, value in config.items() if key not in IGNORED[""]}
     for group, keys in IGNORED.items():
-        if isinstance(kept.get(group), dict):
+        if group and kept.get(group):
             kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
     start = config["training"]["start_from"]  # the file counts, not where it lies
     kept["start"] = start_digest(start) if start else None
-    text = json.dumps({"config": kept, "data": fingerprint}, sort_keys=True, ensure_ascii=False)
+    identity = {"config": _without_defaults(kept, _defaults()), "data": fingerprint}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The schema's own values. Left out of a key, so that a new setting leaves the keys of old records alone."""
+    defaults: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(Config))  # type: ignore[assignment]
+    return {**defaults, "start": None}
+
+
+def _without_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key, MISSING)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _without_defaults(value, default)
+            if value:
+                kept[key] = value
+        elif value != default:
+            kept[key] = value
+    return kept
 
 
 def record_path(settings: Settings, key: str) -> Path:
