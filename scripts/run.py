@@ -12,9 +12,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers of a sweep fork
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to main() instead of printing them
+
+# peft 0.21 calls a name that transformers 5.23 has renamed; nothing that a person who types a command can mend.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException

@@ -43,7 +43,9 @@ class LocalSource(Source):
             )
         odd = set(task.local.labels.values()) - set(task.labels)
         if odd:
-            raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
+            raise UserError(
+                f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task"
+            )
         if not task.local.header and set(task.local.columns) < {*task.text, "label"}:
             raise UserError(f"task {task.name}: files without a header need every column in local.columns")
         self._used = {split: self._find(split) for split in dict.fromkeys(("train", *task.parts.values()))}

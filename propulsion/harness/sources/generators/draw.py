@@ -1,4 +1,4 @@
-"""Reproducible draws and the word lists that the generators share."""
+"""Reproducible draws, and the names that the generators share."""
 
 from __future__ import annotations
 
@@ -9,32 +9,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# First names that a wordpiece vocabulary of BERT's kind keeps whole, so that rows stay short.
+# Names that BERT's vocabulary keeps whole, so that rows stay short.
 WOMEN = ("Anna", "Emma", "Sarah", "Laura", "Julia", "Maria", "Alice", "Helen", "Lucy", "Jane", "Kate", "Ruth")
 MEN = ("Ben", "Carl", "David", "Peter", "Mark", "Paul", "Simon", "Tom", "James", "Frank", "Henry", "Jack")
 PEOPLE = WOMEN + MEN
-PLACES = (
-    "Paris",
-    "London",
-    "Rome",
-    "Berlin",
-    "Madrid",
-    "Vienna",
-    "Chicago",
-    "Boston",
-    "Tokyo",
-    "Moscow",
-    "Dublin",
-    "Athens",
-    "Prague",
-    "Warsaw",
-    "Cairo",
-    "Sydney",
-    "Toronto",
-    "Munich",
-    "Milan",
-    "Oslo",
-)
+CAPITALS = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Tokyo", "Moscow", "Dublin", "Athens")
+PLACES = (*CAPITALS, "Chicago", "Boston", "Prague", "Warsaw", "Cairo", "Sydney", "Toronto", "Munich", "Oslo")
 MONTHS = ("January", "March", "April", "May", "June", "July", "August", "October", "November", "December")
 
 
@@ -48,7 +28,7 @@ class Draw:
         key: what the stream is for; two different keys give two independent streams.
     """
 
-    def __init__(self, *key: object) -> None:
+    def __init__(self, *key: str | int) -> None:
         digest = hashlib.sha256(repr(key).encode()).digest()
         self._random = random.Random(int.from_bytes(digest[:8], "big"))
 
@@ -56,13 +36,13 @@ class Draw:
         """A whole number in [0, n)."""
         return int(self._random.random() * n)
 
-    def pick(self, items: Sequence[T]) -> T:
-        """One of the items."""
-        return items[self.below(len(items))]
-
     def flip(self) -> bool:
         """True half of the time."""
         return self._random.random() < 0.5
+
+    def pick(self, items: Sequence[T]) -> T:
+        """One of the items."""
+        return items[self.below(len(items))]
 
     def some(self, items: Sequence[T], n: int) -> list[T]:
         """`n` different items, in random order."""
@@ -70,6 +50,6 @@ class Draw:
         return [pool.pop(self.below(len(pool))) for _ in range(n)]
 
     def two(self, items: Sequence[T]) -> tuple[T, T]:
-        """Two different items."""
+        """Two different items, in random order."""
         first, second = self.some(items, 2)
         return first, second

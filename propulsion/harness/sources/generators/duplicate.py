@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from propulsion.harness.sources.generators.draw import PLACES, Draw
 
-SKILLS = (
+LANGUAGES = (
     "French",
-    "chess",
-    "math",
-    "piano",
     "German",
-    "golf",
-    "physics",
-    "guitar",
     "Spanish",
-    "tennis",
-    "poker",
     "Latin",
-    "swimming",
-    "painting",
-    "writing",
-    "dancing",
-    "boxing",
-    "singing",
-    "cooking",
-    "law",
-    "music",
-    "history",
     "Greek",
-    "yoga",
+    "English",
+    "math",
+    "physics",
+    "history",
+    "music",
 )
-# three ways to ask, for each intent; the intents stand in pairs of near misses
-INTENTS = (
+HOBBIES = ("chess", "golf", "tennis", "poker", "yoga", "swimming", "painting", "dancing", "boxing", "cooking")
+SKILLS = LANGUAGES + HOBBIES
+WHO = ("kids", "adults", "people", "women", "men", "students", "teachers", "boys", "girls", "parents")
+INTENTS = (  # three ways to ask each; neighbours 0-1, 2-3 and 4-5 are near misses of each other
     ("How can {} learn {}?", "What helps {} to learn {}?", "Where should {} study {}?"),
     ("How can {} teach {}?", "What helps {} to teach {}?", "Where should {} give lessons in {}?"),
     ("Why do {} love {}?", "What makes {} love {}?", "For what reason do {} enjoy {}?"),
@@ -39,64 +27,42 @@ INTENTS = (
     ("Should {} start {}?", "Is it good if {} begin {}?", "Is it time {} took up {}?"),
     ("Should {} stop {}?", "Is it good if {} quit {}?", "Is it time {} gave up {}?"),
 )
-WHO = ("kids", "adults", "people", "women", "men", "students", "teachers", "boys", "girls", "parents")
+ANIMALS = ("cats", "dogs", "birds", "horses", "babies", "wolves", "bees", "bears", "lions", "pigs", "sheep")
+HABITS = ("sleep", "bite", "swim", "run", "fight", "cry", "hide", "sing", "jump", "dream", "eat", "drink")
 SIZES = (
     ("bigger", "smaller"),
     ("older", "younger"),
     ("richer", "poorer"),
     ("warmer", "colder"),
-    ("nearer", "farther"),
     ("louder", "quieter"),
 )
-ANIMALS = (
-    "cats",
-    "dogs",
-    "birds",
-    "horses",
-    "babies",
-    "wolves",
-    "bees",
-    "fish",
-    "bears",
-    "lions",
-    "pigs",
-    "sheep",
-)
-HABITS = ("sleep", "bite", "swim", "run", "fight", "cry", "hide", "sing", "jump", "dream", "eat", "drink")
 
 
 def topic(draw: Draw, label: str) -> tuple[str, ...]:
     """The same intent about the same skill; or another skill, or the near miss of the intent."""
-    place = draw.below(len(INTENTS))
-    one, two = draw.two(range(3))
+    place, (one, two) = draw.below(len(INTENTS)), draw.two(range(3))
     who, (skill, other) = draw.pick(WHO), draw.two(SKILLS)
     first = INTENTS[place][one].format(who, skill)
-    if label == "duplicate":
-        return first, INTENTS[place][two].format(who, skill)
-    if draw.flip():
-        return first, INTENTS[place][two].format(who, other)
-    return first, INTENTS[place ^ 1][two].format(who, skill)
-
-
-def comparison(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Is Rome older than Paris?" / "Is Paris younger than Rome?" or "Is Rome younger than Paris?" """
-    one, two = draw.two(PLACES)
-    more, less = draw.two(draw.pick(SIZES))
-    first = f"Is {one} {more} than {two}?"
-    return (
-        (first, f"Is {two} {less} than {one}?")
-        if label == "duplicate"
-        else (first, f"Is {one} {less} than {two}?")
-    )
+    if label == "not_duplicate":
+        place, skill = (place, other) if draw.flip() else (place ^ 1, skill)
+    return first, INTENTS[place][two].format(who, skill)
 
 
 def denial(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Why do cats not swim?" / "What stops cats from swimming?": the same question, or its opposite."""
-    who, habit = draw.pick(ANIMALS), draw.pick(HABITS)
-    no = draw.flip()
+    """Why do cats not swim? / What never lets cats swim? (or: What makes cats swim?)"""
+    who, habit, no = draw.pick(ANIMALS), draw.pick(HABITS), draw.flip()
     first = f"Why do {who} {'not ' if no else ''}{habit}?"
-    second = f"What {'makes' if no != (label == 'duplicate') else 'never lets'} {who} {habit}?"
-    return (first, second) if draw.flip() else (second, first)
+    cause = "never lets" if no == (label == "duplicate") else "makes"
+    return draw.two((first, f"What {cause} {who} {habit}?"))
+
+
+def comparison(draw: Draw, label: str) -> tuple[str, ...]:
+    """Is Rome older than Paris? / Is Paris younger than Rome? (or: Is Rome younger than Paris?)"""
+    (one, two), (more, less) = draw.two(PLACES), draw.two(draw.pick(SIZES))
+    first = f"Is {one} {more} than {two}?"
+    if label == "not_duplicate":
+        one, two = two, one
+    return first, f"Is {two} {less} than {one}?"
 
 
 PHENOMENA = (topic, topic, denial, denial, comparison)

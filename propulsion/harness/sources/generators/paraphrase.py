@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from propulsion.harness.sources.generators.draw import PEOPLE, Draw
 
-# past tense, past participle
-DEEDS = (
-    ("thanked", "thanked"),
-    ("praised", "praised"),
-    ("saw", "seen"),
-    ("chose", "chosen"),
-    ("called", "called"),
-    ("helped", "helped"),
-    ("blamed", "blamed"),
-    ("met", "met"),
-    ("hired", "hired"),
-    ("invited", "invited"),
-)
-# two ways to say it, and the two ways to say its opposite
-OPPOSITES = (
+TRADES = ("sold", "bought", "lost", "found", "painted", "burned", "fixed", "cleaned", "moved", "wanted")
+GOODS = ("car", "house", "book", "piano", "boat", "map", "phone", "ring", "lamp", "desk", "clock", "table")
+DEEDS = ("thanked", "praised", "called", "helped", "blamed", "met", "hired", "invited", "visited", "paid")
+SUBJECTS = ("teacher", "doctor", "boy", "girl", "farmer", "king", "dog", "guest", "pilot", "nurse")
+TIMES = ("today", "in May", "in June", "at home", "last year", "again", "at school", "in Paris", "in Rome")
+OPPOSITES = (  # two ways to say it, and two ways to say the opposite
     (("big", "large"), ("small", "little")),
     (("fast", "quick"), ("slow", "sluggish")),
     (("rich", "wealthy"), ("poor", "needy")),
@@ -28,59 +19,50 @@ OPPOSITES = (
     (("ill", "sick"), ("healthy", "well")),
     (("brave", "bold"), ("afraid", "scared")),
 )
-SUBJECTS = (
-    "The teacher",
-    "The doctor",
-    "The boy",
-    "The girl",
-    "The farmer",
-    "The king",
-    "The dog",
-    "The guest",
-    "The pilot",
+STATES = (  # one or the other
+    ("awake", "asleep"),
+    ("alive", "dead"),
+    ("present", "absent"),
+    ("inside", "outside"),
+    ("guilty", "innocent"),
 )
-TIMES = ("today", "in May", "in June", "at home", "last year", "again", "at school", "in Paris", "in Rome")
-STATES = (("awake", "asleep"), ("alive", "dead"), ("present", "absent"), ("inside", "outside"), ("lost", "found"))
-TRADES = ("sold", "bought", "lost", "found", "painted", "burned", "fixed", "built", "cleaned", "moved")
-GOODS = ("car", "house", "book", "horse", "dog", "piano", "boat", "map", "phone", "ring", "lamp", "desk")
-
-
-def roles(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "Anna thanked Ben." / "Ben was thanked by Anna." or "Anna was thanked by Ben." """
-    first, second = draw.two(PEOPLE)
-    past, participle = draw.pick(DEEDS)
-    active, passive = f"{first} {past} {second}.", f"{second} was {participle} by {first}."
-    if label == "not_equivalent":
-        passive = f"{first} was {participle} by {second}."
-    return (active, passive) if draw.flip() else (passive, active)
-
-
-def opposites(draw: Draw, label: str) -> tuple[str, ...]:
-    """ "The king was rich." / "The king was wealthy." or "The king was poor." """
-    same, other = draw.two(draw.pick(OPPOSITES))
-    word = draw.pick(same)
-    match = same[1 - same.index(word)] if label == "equivalent" else draw.pick(other)
-    subject, time = draw.pick(SUBJECTS), draw.pick(TIMES)
-    return f"{subject} was {word} {time}.", f"{subject} was {match} {time}."
-
-
-def denial(draw: Draw, label: str) -> tuple[str, ...]:
-    """The dog was not awake. / The dog was asleep. (or: The dog was awake.)"""
-    one, two = draw.two(draw.pick(STATES))
-    subject, time = draw.pick(SUBJECTS), draw.pick(TIMES)
-    no = f"{subject} was not {one} {time}."
-    yes = f"{subject} was {two if label == 'equivalent' else one} {time}."
-    return (no, yes) if draw.flip() else (yes, no)
 
 
 def replaced(draw: Draw, label: str) -> tuple[str, ...]:
-    """Anna sold the car. / The car was sold by Anna. (or: The car was bought by Anna., The boat was ...)"""
+    """Anna sold the car. / The car was sold by Anna. (or: The boat was sold by Anna.)"""
     who, (deed, did), (thing, other) = draw.pick(PEOPLE), draw.two(TRADES), draw.two(GOODS)
     active = f"{who} {deed} the {thing}."
     if label == "not_equivalent":
         deed, thing = (did, thing) if draw.flip() else (deed, other)
-    passive = f"The {thing} was {deed} by {who}."
-    return (active, passive) if draw.flip() else (passive, active)
+    return draw.two((active, f"The {thing} was {deed} by {who}."))
+
+
+def opposites(draw: Draw, label: str) -> tuple[str, ...]:
+    """The king was rich today. / The king was wealthy today. (or: The king was needy today.)"""
+    same, other = draw.two(draw.pick(OPPOSITES))
+    word, match = draw.two(same)
+    if label == "not_equivalent":
+        match = draw.pick(other)
+    subject, time = draw.pick(SUBJECTS), draw.pick(TIMES)
+    return f"The {subject} was {word} {time}.", f"The {subject} was {match} {time}."
+
+
+def denial(draw: Draw, label: str) -> tuple[str, ...]:
+    """The dog was not awake today. / The dog was asleep today. (or: The dog was awake today.)"""
+    one, two = draw.two(draw.pick(STATES))
+    subject, time = draw.pick(SUBJECTS), draw.pick(TIMES)
+    word = two if label == "equivalent" else one
+    return draw.two((f"The {subject} was not {one} {time}.", f"The {subject} was {word} {time}."))
+
+
+def roles(draw: Draw, label: str) -> tuple[str, ...]:
+    """Anna thanked Ben. / Ben was thanked by Anna. (or: Anna was thanked by Ben.)"""
+    first, second = draw.two(PEOPLE)
+    deed = draw.pick(DEEDS)
+    active = f"{first} {deed} {second}."
+    if label == "not_equivalent":
+        first, second = second, first
+    return draw.two((active, f"{second} was {deed} by {first}."))
 
 
 PHENOMENA = (replaced, replaced, opposites, opposites, denial, roles)

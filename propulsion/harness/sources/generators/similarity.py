@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from propulsion.harness.sources.generators.draw import PEOPLE, Draw
+from propulsion.harness.sources.generators.draw import Draw
 
-# three synonyms each; words of different groups share nothing
-AGENTS = (
-    ("man", "guy"),
-    ("woman", "lady"),
-    ("child", "kid"),
-    ("doctor", "physician"),
-    ("dog", "hound"),
-    ("soldier", "trooper"),
-)
+# Two names for each thing; different things share nothing.
+AGENTS = (("man", "guy"), ("woman", "lady"), ("child", "kid"), ("doctor", "physician"), ("dog", "hound"))
 VERBS = (
     ("buys", "purchases"),
     ("fixes", "repairs"),
@@ -30,40 +23,25 @@ OBJECTS = (
     ("couch", "sofa"),
 )
 PLACES = (("inside", "indoors"), ("outside", "outdoors"), ("nearby", "close by"), ("upstairs", "above"))
-LOSS = {"agent": 1.5, "verb": 2.0, "object": 1.5, "place": 0.6}
+SLOTS = ((AGENTS, 1.5), (VERBS, 2.0), (OBJECTS, 1.5), (PLACES, 0.5))  # and what another filler costs
+SYNONYM = 0.1  # what another name for the same thing costs
 
 
 def shared(draw: Draw) -> tuple[tuple[str, ...], float]:
-    """Slots kept, said with a synonym (0.1 off) or replaced (the slot's whole weight off)."""
-    slots = (AGENTS, VERBS, OBJECTS, PLACES)
-    changed = draw.some(range(4), draw.below(5))
+    """The man buys the car inside. / The guy purchases the rock inside.: 5 - 0.1 - 0.1 - 1.5 = 3.3"""
+    changed = draw.some(range(len(SLOTS)), draw.below(len(SLOTS) + 1))
     score, first, second = 5.0, [], []
-    for i, (groups, loss) in enumerate(zip(slots, LOSS.values(), strict=True)):
+    for place, (groups, loss) in enumerate(SLOTS):
         one, two = draw.two(groups)
-        word = draw.pick(one)
-        if i in changed:
-            match, score = draw.pick(two), score - loss
-        else:
-            match = draw.pick(one)
-            score -= 0.1 * (match != word)
+        word, match = draw.pick(one), draw.pick(two if place in changed else one)
+        score -= loss if place in changed else SYNONYM * (match != word)
         first.append(word)
         second.append(match)
-    return (_say(first), _say(second)), round(max(score, 0.0), 1)
+    return (_say(*first), _say(*second)), round(max(score, 0.0), 1)
 
 
-def roles(draw: Draw) -> tuple[tuple[str, ...], float]:
-    """Who does it to whom: the same roles 5, swapped 2.5, one person replaced 3, both 1.5."""
-    (one, two), (other, another) = draw.two(PEOPLE), draw.two(PEOPLE)
-    verb = draw.pick(("calls", "helps", "sees", "follows", "meets", "pays"))
-    score, (who, whom) = draw.pick(
-        ((5.0, (one, two)), (2.5, (two, one)), (3.0, (one, other)), (1.5, (other, another)))
-    )
-    return (f"{one} {verb} {two}.", f"{who} {verb} {whom}."), score
-
-
-def _say(words: list[str]) -> str:
-    agent, verb, thing, place = words
-    return f"A {agent} {verb} a {thing} {place}."
+def _say(agent: str, verb: str, thing: str, place: str) -> str:
+    return f"The {agent} {verb} the {thing} {place}."
 
 
 PHENOMENA = (shared,)

@@ -1,0 +1,112 @@
+"""W&B: it follows a cell when it can, and never stops one."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from propulsion.harness.cell import run_cell
+from tests.conftest import ComposeCell
+
+
+class FakeRun:
+    """What the tracker uses of a W&B run."""
+
+    def __init__(self, folder: Path, offline: bool) -> None:
+        self.dir = str(folder / "offline-run" / "files")
+        self.offline = offline
+        self.summary: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.exit_code: int | None = None
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A stand-in for the wandb module that keeps what it was told."""
+    module = types.ModuleType("wandb")
+    module.api = types.SimpleNamespace(api_key=None)  # type: ignore[attr-defined]
+    module.Settings = lambda **options: options  # type: ignore[attr-defined]
+    module.calls = []  # type: ignore[attr-defined]
+
+    def init(**options: Any) -> FakeRun:
+        module.calls.append(options)  # type: ignore[attr-defined]
+        module.run = FakeRun(tmp_path, options["mode"] == "offline")  # type: ignore[attr-defined]
+        return module.run  # type: ignore[attr-defined]
+
+    module.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return module
+
+
+def test_a_cell_is_named_grouped_and_logged_and_offline_says_how_to_upload(
+    tiny: ComposeCell, wandb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry, _ = run_cell(tiny("tracking=wandb", "task=mrpc", "seed=3"))
+    (options,) = wandb.calls
+    assert options["id"] == entry["key"]
+    assert options["name"] == "mrpc/minilm/propulsion seed 3"
+    assert options["group"] == "mrpc/minilm/propulsion"
+    assert options["mode"] == "offline"  # auto, and no key is set
+    assert "tracking" not in options["config"]
+    assert any("eval_all/accuracy" in values for _, values in wandb.run.logged)
+    assert wandb.run.summary["last/accuracy"] == entry["eval"]["last"]["accuracy"]
+    assert wandb.run.exit_code == 0
+    assert f"wandb sync {tmp_path / 'offline-run'}" in capsys.readouterr().out
+
+
+def test_auto_is_online_where_a_key_is_set(tiny: ComposeCell, wandb: Any) -> None:
+    wandb.api.api_key = "secret"
+    entry, _ = run_cell(tiny("tracking=wandb"))
+    assert wandb.calls[0]["mode"] == "online"
+    assert "secret" not in str(entry)
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_failure_of_tracking_is_said_once_and_ends_nothing(
+    tiny: ComposeCell, wandb: Any, where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    target = wandb if where == "init" else FakeRun
+    monkeypatch.setattr(target, where, broken)
+    entry, _ = run_cell(tiny("tracking=wandb"))
+    assert entry["status"] == "success"
+    said = [line for line in capsys.readouterr().err.splitlines() if "W&B failed" in line]
+    assert len(said) == 1
+    assert re.search(r"W&B failed to \w+ \(No space left on device\); the cell goes on without it", said[0])
+
+
+def test_off_never_imports_wandb(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
+    entry, _ = run_cell(tiny("tracking=off"))
+    assert entry["status"] == "success"
+
+
+def test_the_real_library_writes_an_offline_run_without_host_or_key(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    settings = tiny("tracking=wandb", "training.max_steps=2")
+    entry, _ = run_cell(settings)
+    assert entry["status"] == "success"
+    printed = capsys.readouterr()
+    folder = re.search(r"wandb sync (\S+)", printed.out)
+    assert folder, printed.err
+    run = Path(folder.group(1))
+    assert run.is_dir() and run.is_relative_to(settings.results_dir) and run.name.endswith(entry["key"])
+    stored = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
+    assert b"0123456789abcdef0123456789abcdef01234567" not in stored
