@@ -184,9 +184,7 @@ def _code(record: Record) -> str:
     commit = record["env"].get("commit")
     if not commit:
         return "unknown commit"
-    return f"commit {str(commit)[:12]}" + (
-        " with changes not committed" if record["env"].get("dirty") else ""
-    )
+    return f"commit {str(commit)[:12]}" + (" with changes not committed" if record["env"].get("dirty") else "")
 
 
 def _number(value: Any) -> str:
