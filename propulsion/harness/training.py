@@ -145,7 +145,7 @@ class CellTrainer(Trainer):
         if self.optimizer is None:
             tuned: Any = model or self.model
             groups = parameter_groups(tuned, self.partition, self.spec)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=torch.cuda.is_available())
+            self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=True)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
