@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import peft
@@ -76,7 +77,10 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) ->
     if method.head == "trained":
         options |= {"task_type": "SEQ_CLS", "modules_to_save": list(backbone.head)}
     try:
-        return peft.get_peft_model(model, configs[kind](**options))
+        with warnings.catch_warnings():
+            # peft 0.21 calls a name that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            return peft.get_peft_model(model, configs[kind](**options))
     except (ValueError, TypeError) as error:  # peft's way to say that options or targets do not fit
         raise UserError(f"method {method.name} on {backbone.name}: {' '.join(str(error).split())}") from error
 

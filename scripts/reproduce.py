@@ -7,6 +7,7 @@ Whatever else stands on the line goes to the sweep as a Hydra override.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,7 @@ PROFILES = ("auto", "mini", "paper")
 METHODS = ["full", "head", "bitfit", "lora", "ia3", "propulsion"]
 PAPER_METHODS = [*METHODS, "propulsion_attn", "propulsion_paper"]
 PAPER_BACKBONES = ["roberta_base", "roberta_large"]
+MOST_JOBS = 4  # about 1.5 GB of memory each
 
 
 @dataclass
@@ -116,6 +118,9 @@ def sweep_command(request: Request, profile: str) -> list[str]:
     if request.data_dir:
         command += ["data=local", f"data.dir={request.data_dir}"]
     command.append(f"results_dir={results_dir(request, profile)}")
+    if profile == "mini" and not torch.cuda.is_available():
+        # One thread each: small matrices gain more from two cells side by side than from two threads.
+        command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={min(os.cpu_count() or 1, MOST_JOBS)}"]
     return command + request.overrides
 
 

@@ -12,13 +12,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers of a sweep fork
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to main() instead of printing them
-
-# peft 0.21 calls a name that transformers 5.23 has renamed; nothing that a person who types a command can mend.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
@@ -45,7 +38,8 @@ def run(config: DictConfig) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return _stop(2)
-    print(cell_line(settings, entry, ran, started), flush=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(cell_line(settings, entry, ran, started), flush=True)
     if entry["status"] == "failed":
         _stop(1)
 
@@ -60,6 +54,8 @@ def _stop(code: int) -> None:
 def main() -> int:
     """Run, and turn every way to end into an exit code and at most one line."""
     os.environ[MAIN_PROCESS] = str(os.getpid())
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors over here instead of printing them
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers of a sweep fork
     try:
         run()
     except CellStopped as stopped:

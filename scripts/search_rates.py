@@ -93,8 +93,19 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
     Raises:
         UserError: the sweep could not run.
     """
-    command = [sys.executable, "-m", "scripts.run", "-m", "experiment=search", f"backbone={options['backbone']}"]
-    command += [f"data.dir={options['data_dir']}", f"results_dir={options['results_dir']}", f"method={method}"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.run",
+        "-m",
+        "experiment=search",
+        f"backbone={options['backbone']}",
+    ]
+    command += [
+        f"data.dir={options['data_dir']}",
+        f"results_dir={options['results_dir']}",
+        f"method={method}",
+    ]
     command += [f"task={options['on']}", f"training.learning_rate={','.join(f'{rate:g}' for rate in rates)}"]
     if subprocess.run([*command, *options["overrides"].split()], check=False).returncode == 2:
         raise UserError(f"the search over method={method} could not run; see the line above")

@@ -165,12 +165,8 @@ def write_hub(folder: Path, tasks: tuple[str, ...] = TASKS) -> None:
         (folder / task).mkdir(parents=True)
         for split in splits:
             kind = split_of(split)
-            rows = [
-                row(task, kind, i) | ({"label": -1} if kind == "test" else {}) for i in range(SIZES[kind])
-            ]
-            Dataset.from_list(rows, features=types).to_parquet(
-                folder / task / f"{split}-00000-of-00001.parquet"
-            )
+            rows = [row(task, kind, i) | ({"label": -1} if kind == "test" else {}) for i in range(SIZES[kind])]
+            Dataset.from_list(rows, features=types).to_parquet(folder / task / f"{split}-00000-of-00001.parquet")
         files = "".join(f"\n  - split: {split}\n    path: {task}/{split}-*" for split in splits)
         configs.append(f"- config_name: {task}\n  data_files:{files}\n")
     (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")

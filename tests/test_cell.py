@@ -84,9 +84,7 @@ def test_every_method_runs_on_every_family(tiny: ComposeCell, backbone: str, met
     assert entry["status"] == "success", entry["error"]
 
 
-def test_the_same_cell_twice_gives_the_same_scores_and_another_seed_does_not(
-    tiny: ComposeCell, tmp_path: Path
-) -> None:
+def test_the_same_cell_twice_gives_the_same_scores_and_another_seed_does_not(tiny: ComposeCell, tmp_path: Path) -> None:
     def scores(seed: int, folder: str) -> list[dict[str, Any]]:
         entry, ran = run_cell(tiny(f"seed={seed}", f"results_dir={tmp_path / folder}"))
         assert ran
@@ -129,7 +127,12 @@ def test_a_crash_is_recorded_as_failed_and_the_cell_runs_again(
 def test_an_interrupted_run_goes_on_from_its_checkpoint_and_ends_the_same(
     tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("method=propulsion", "training.max_steps=8", "training.evaluations=4", "training.checkpoint_seconds=0")
+    options = (
+        "method=propulsion",
+        "training.max_steps=8",
+        "training.evaluations=4",
+        "training.checkpoint_seconds=0",
+    )
     undisturbed, _ = run_cell(tiny(*options, f"results_dir={tmp_path / 'undisturbed'}"))
 
     from propulsion.harness import training

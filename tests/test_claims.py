@@ -33,8 +33,7 @@ def made_up(
 ) -> Record:
     """A record as the paper profile would leave it; `changes` are dotted paths with `__` for the dot."""
     history = [
-        {"step": steps * (i + 1), "loss": 1.0, "scores": {"accuracy": a, "f1": a - 0.1}}
-        for i, a in enumerate(accuracy)
+        {"step": steps * (i + 1), "loss": 1.0, "scores": {"accuracy": a, "f1": a - 0.1}} for i, a in enumerate(accuracy)
     ]
     record: Record = {
         "status": "success",
@@ -138,9 +137,7 @@ def test_one_edit_of_the_csv_gives_a_comparison(tmp_path: Path, capsys: pytest.C
     shutil.copytree(REFERENCE, tmp_path / "reference")
     table = tmp_path / "reference" / "glue.csv"
     lines = table.read_text(encoding="utf-8").splitlines()
-    (line,) = (
-        i for i, t in enumerate(lines) if t.startswith("propulsion_paper,roberta_large,rte,accuracy,,")
-    )
+    (line,) = (i for i, t in enumerate(lines) if t.startswith("propulsion_paper,roberta_large,rte,accuracy,,"))
     lines[line] = lines[line].replace("accuracy,,", "accuracy,80.1,")
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = references.read_scores(table)
@@ -386,9 +383,7 @@ def test_the_ledger_is_written_in_three_formats_without_a_network(
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
     with (tmp_path / "claims.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    known = len(references.read_claims(REFERENCE / "claims.csv")) + len(
-        references.read_scores(REFERENCE / "glue.csv")
-    )
+    known = len(references.read_claims(REFERENCE / "claims.csv")) + len(references.read_scores(REFERENCE / "glue.csv"))
     assert len(rows) == known
     again = tmp_path / "again"
     assert script.main([f"results_dir={paper_runs}", f"out={again}"]) == 0

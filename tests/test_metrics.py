@@ -22,9 +22,7 @@ from propulsion.harness.metrics import METRICS, NotFinite, base_name, compute, l
 labels = st.integers(2, 4).flatmap(
     lambda k: st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=60)
 )
-values = st.lists(
-    st.tuples(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.5, 2.5, 3.0, 5.0])), min_size=1, max_size=40
-)
+values = st.lists(st.tuples(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.5, 2.5, 3.0, 5.0])), min_size=1, max_size=40)
 
 
 @settings(deadline=None, max_examples=100)

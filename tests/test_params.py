@@ -49,9 +49,7 @@ def test_the_table_of_counts(backbone: str) -> None:
     assert attn.counts.head == linear.counts.head == head
     paper = counted(backbone, "propulsion_paper", "frozen")
     assert paper.counts is not None
-    dead = (
-        load_backbone(backbone).architecture["hidden_size"] if deberta else 0
-    )  # rel_embeddings: no gradient
+    dead = load_backbone(backbone).architecture["hidden_size"] if deberta else 0  # rel_embeddings: no gradient
     assert paper.counts.trainable == everything - dead
 
 
@@ -138,9 +136,7 @@ def test_the_report_needs_no_network_and_says_the_headline(
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3 * 4 * 2
     (row,) = (
-        r
-        for r in rows
-        if (r["backbone"], r["method"], r["head_policy"]) == ("roberta_base", "propulsion", "frozen")
+        r for r in rows if (r["backbone"], r["method"], r["head_policy"]) == ("roberta_base", "propulsion", "frozen")
     )
     assert (row["adapter"], row["head"], row["bytes_fp32"]) == ("86018", "0", str(4 * 86_018))
     assert float(row["x_lora_as_the_paper"]) == pytest.approx(10.31, abs=0.01)

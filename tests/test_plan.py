@@ -40,17 +40,13 @@ def test_a_sweep_expands_into_hydras_jobs() -> None:
         ["seed=1", "task=mrpc"],
     ]
     assert all(job[0] == words[0] and job[3] == words[3] for job in jobs)
-    assert all(
-        not o.is_sweep_override() for job in jobs for o in OverridesParser.create().parse_overrides(job)
-    )
+    assert all(not o.is_sweep_override() for job in jobs for o in OverridesParser.create().parse_overrides(job))
     with pytest.raises(UserError, match=r"task=glob\(\*\): a plan needs the names"):
         list(planning.expand(["task=glob(*)"]))
 
 
 def test_the_plan_is_of_the_command_that_reproduce_runs() -> None:
-    words = sweep_command(
-        parse(["tasks=rte", "methods=lora,head", "backbones=roberta_base", "seeds=0,1"]), "paper"
-    )
+    words = sweep_command(parse(["tasks=rte", "methods=lora,head", "backbones=roberta_base", "seeds=0,1"]), "paper")
     cells = planning.settings_of(words[words.index("scripts.run") + 2 :])
     assert [(c.method.name, c.seed) for c in cells] == [("lora", 0), ("head", 0), ("lora", 1), ("head", 1)]
     assert {(c.profile, c.results_dir) for c in cells} == {("paper", "results/paper")}

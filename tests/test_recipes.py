@@ -78,9 +78,7 @@ def test_the_cells_without_a_sourced_recipe_are_these() -> None:
 
 @pytest.mark.parametrize("task", NOTEBOOKS)
 def test_propulsion_paper_is_the_notebooks_protocol(task: str) -> None:
-    settings = compose_settings(
-        "experiment=paper", f"task={task}", "backbone=roberta_base", "method=propulsion_paper"
-    )
+    settings = compose_settings("experiment=paper", f"task={task}", "backbone=roberta_base", "method=propulsion_paper")
     training, stsb = settings.training, task == "stsb"
     rate, epochs, every, decay = NOTEBOOKS[task]
     assert (training.learning_rate, training.epochs, training.eval_steps) == (rate, epochs, every)
@@ -142,10 +140,7 @@ def test_a_recipe_composes_and_the_command_line_wins(method: str) -> None:
 
 
 def test_a_cell_without_a_recipe_has_none() -> None:
-    assert (
-        compose_settings("experiment=paper", "backbone=roberta_base", "method=head", "task=rte").recipe
-        is None
-    )
+    assert compose_settings("experiment=paper", "backbone=roberta_base", "method=head", "task=rte").recipe is None
 
 
 def test_the_version_of_a_recipe_is_part_of_the_key_and_its_words_are_not() -> None:

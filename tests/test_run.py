@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from baselines import apply_method
 from propulsion.harness import cell as cell_module
+from propulsion.harness.backbones import load_model, load_tokenizer
 from propulsion.harness.progress import TOTAL, count_cells, duration
 from propulsion.harness.record import PARALLEL_CELLS
 from scripts import run
-from tests.conftest import names
+from tests.conftest import compose_settings, names
 
 
 @pytest.fixture
@@ -37,12 +39,18 @@ TINY = ("experiment=tiny", "results_dir=out")
 
 BAD = {
     "unknown task": (["task=rtee"], "unknown task 'rtee': did you mean rte"),
-    "unknown backbone": (["backbone=roberta_bas"], "unknown backbone 'roberta_bas': did you mean roberta_base"),
+    "unknown backbone": (
+        ["backbone=roberta_bas"],
+        "unknown backbone 'roberta_bas': did you mean roberta_base",
+    ),
     "unknown method": (["method=propulsio"], "unknown method 'propulsio': did you mean propulsion"),
     "unknown experiment": (["experiment=minni"], "unknown experiment 'minni': did you mean mini"),
     "unknown key": (["training.learning_rat=1"], "learning_rat"),
     "wrong type": (["training.epochs=many"], "epochs"),
-    "unknown choice": (["training.schedule=cosin"], "training.schedule=cosin: use linear | cosine | constant"),
+    "unknown choice": (
+        ["training.schedule=cosin"],
+        "training.schedule=cosin: use linear | cosine | constant",
+    ),
     "broken override": (["task="], "task"),
     "batch of nothing": (["training.batch_size=0"], "training.batch_size=0: must be 1 or more"),
     "local data without a folder": (["data=local"], "data.dir"),
@@ -128,9 +136,7 @@ def test_a_sweep_typed_again_skips_what_is_done(command: Any, capsys: pytest.Cap
     assert len(list(Path("out").rglob("*.json"))) == 3
 
 
-def test_one_bad_cell_of_a_sweep_is_named_and_the_others_run(
-    command: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_bad_cell_of_a_sweep_is_named_and_the_others_run(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("-m", *TINY, "backbone=llama_7b", "method=bitfit,lora", "training.max_steps=1") == 2
     printed = capsys.readouterr()
     assert "llama_7b has no biases" in printed.err
@@ -150,14 +156,32 @@ def test_cells_of_a_sweep_are_counted_before_it_starts(overrides: list[str], cel
 
 
 def test_durations_read_well() -> None:
-    assert [duration(s) for s in (0.4, 42, 89.4, 540, 11_100)] == ["0 s", "42 s", "89 s", "9 min", "3 h 05 min"]
+    assert [duration(s) for s in (0.4, 42, 89.4, 540, 11_100)] == [
+        "0 s",
+        "42 s",
+        "89 s",
+        "9 min",
+        "3 h 05 min",
+    ]
 
 
-@pytest.mark.parametrize("experiment", names("experiment"))
+@pytest.mark.parametrize(
+    "option", [f"{g}={n}" for g in ("experiment", "backbone", "data", "tracking") for n in names(g)]
+)
+def test_every_file_of_these_groups_composes(option: str) -> None:
+    group, _, name = option.partition("=")
+    settings = compose_settings(option)
+    if group != "experiment":
+        assert getattr(settings, group).name == name if group != "data" else settings.data.source == name
+
+
 @pytest.mark.parametrize("backbone", names("backbone"))
-@pytest.mark.parametrize("method", names("method"))
-def test_every_experiment_backbone_and_method_composes(experiment: str, backbone: str, method: str) -> None:
-    from tests.conftest import compose_settings
-
-    settings = compose_settings(f"experiment={experiment}", f"backbone={backbone}", f"method={method}")
-    assert (settings.backbone.name, settings.method.name) == (backbone, method)
+def test_every_backbone_can_be_shrunk_to_a_toy_and_built(backbone: str) -> None:
+    settings = compose_settings("experiment=tiny", f"backbone={backbone}", "method=propulsion")
+    tokenizer = load_tokenizer(settings.backbone)
+    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id)
+    assert weights.id == "random"
+    assert sum(p.numel() for p in model.parameters()) < 200_000
+    tuned = apply_method(model, settings.method, settings.backbone)
+    batch = tokenizer([["a row", "of text"], ["another", "one of them"]], padding=True, return_tensors="pt")
+    assert tuned(**batch).logits.shape == (2, 2)

@@ -23,9 +23,7 @@ needs_make = pytest.mark.skipif(not MAKE, reason="no make on this machine")
 
 def targets() -> list[str]:
     """Every target of the Makefile that has a description."""
-    return re.findall(
-        r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    return re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -114,9 +112,7 @@ def test_every_target_has_its_command(target: str, clone: Path) -> None:
         (["ARGS=a.b=1 c=2"], "suite=glue profile=auto a.b=1 c=2"),
     ],
 )
-def test_only_variables_that_are_set_are_handed_over(
-    arguments: list[str], expected: str, clone: Path
-) -> None:
+def test_only_variables_that_are_set_are_handed_over(arguments: list[str], expected: str, clone: Path) -> None:
     done = make(clone, "-n", "reproduce-glue", *arguments)
     assert done.stdout.splitlines()[-1].strip() == f".venv/bin/python -m scripts.reproduce {expected}"
 
@@ -186,9 +182,7 @@ def test_lock_has_exact_versions_and_nothing_else() -> None:
     names = [canonicalize_name(line.split("==")[0]) for line in LOCK]
     assert len(names) == len(set(names))
     assert "torch==2.13.0" in LOCK
-    assert not [
-        name for name in names if name.startswith(("nvidia", "cuda", "triton")) or name == "propulsion"
-    ]
+    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton")) or name == "propulsion"]
 
 
 def test_lock_covers_and_satisfies_every_dependency() -> None:

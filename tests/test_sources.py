@@ -23,9 +23,7 @@ from tests.task_files import HEADERS, row, write_hub, write_official
 
 
 def local(task: str, folder: Path) -> TaskData:
-    return open_source(
-        compose_settings(f"task={task}").task, DataSpec(source="local", dir=str(folder))
-    ).load()
+    return open_source(compose_settings(f"task={task}").task, DataSpec(source="local", dir=str(folder))).load()
 
 
 # --- real files
@@ -278,9 +276,7 @@ def test_ax_without_labels_says_which_file_has_them(tmp_path: Path) -> None:
     assert source.load_split("ax").to_list() == [
         {"premise": "It rains.", "hypothesis": "It pours.", "label": -1, "idx": 0}
     ]
-    with pytest.raises(
-        UserError, match=r"1 of 1 'ax' rows of data=local have no label.*AX/diagnostic-full\.tsv"
-    ):
+    with pytest.raises(UserError, match=r"1 of 1 'ax' rows of data=local have no label.*AX/diagnostic-full\.tsv"):
         source.load()
 
 
@@ -300,9 +296,7 @@ def test_short_rows_of_qqp_are_left_out_and_counted(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         train = local("qqp", tmp_path).train
     assert train[:]["question1"] == [f"What is {i}?" for i in range(300)]
-    assert train[:]["idx"] == [i + (i >= 4) + (i >= 100) for i in range(300)], (
-        "idx still counts the file's lines"
-    )
+    assert train[:]["idx"] == [i + (i >= 4) + (i >= 100) for i in range(300)], "idx still counts the file's lines"
     assert "2 short lines left out, the first is line 6" in caplog.text
 
 
@@ -402,9 +396,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_hub_that_cannot_be_reached(unreachable: Path) -> None:
     task = compose_settings("task=rte").task
     for use in (lambda: open_source(task, HUB).fingerprint(), lambda: open_source(task, HUB).load()):
-        with pytest.raises(
-            UserError, match=r"hub cannot be reached .* DATA_DIR=.* or data=generated"
-        ) as caught:
+        with pytest.raises(UserError, match=r"hub cannot be reached .* DATA_DIR=.* or data=generated") as caught:
             use()
         assert "\n" not in str(caught.value)
 
@@ -416,11 +408,7 @@ def test_cached_rows_serve_without_the_hub(unreachable: Path, parquet: TaskSpec)
     task = compose_settings("task=rte").task
     source = open_source(task, HUB)
     assert source.load().train.to_list() == [row("rte", "train", i) for i in range(9)]
-    assert (
-        source.fingerprint()
-        == open_source(task, HUB).fingerprint()
-        != open_source(parquet, HUB).fingerprint()
-    )
+    assert source.fingerprint() == open_source(task, HUB).fingerprint() != open_source(parquet, HUB).fingerprint()
 
 
 # --- subsets
@@ -452,9 +440,7 @@ def test_hold_out_divides_the_rows(n: int, share: float, seed: int) -> None:
 
 def test_subset_is_the_same_for_good() -> None:
     """numpy promises this stream; a change would silently change every published subset."""
-    assert subset(numbered(1000), 8, 0)[:]["idx"] == sorted(
-        np.random.RandomState(0).permutation(1000)[:8].tolist()
-    )
+    assert subset(numbered(1000), 8, 0)[:]["idx"] == sorted(np.random.RandomState(0).permutation(1000)[:8].tolist())
     assert subset(numbered(1000), 8, 0)[:]["idx"] == [27, 231, 298, 553, 672, 859, 971, 993]
     assert subset(numbered(1000), 8, 1)[:]["idx"] != subset(numbered(1000), 8, 0)[:]["idx"]
 

@@ -50,9 +50,7 @@ def test_a_wide_interval_is_neither() -> None:
     assert not test.different
 
 
-@pytest.mark.parametrize(
-    ("values", "margin"), [([1.0], 1.0), ([], 1.0), ([1.0, 2.0], 0.0), ([1.0, 2.0], math.nan)]
-)
+@pytest.mark.parametrize(("values", "margin"), [([1.0], 1.0), ([], 1.0), ([1.0, 2.0], 0.0), ([1.0, 2.0], math.nan)])
 def test_what_cannot_be_tested_is_refused(values: list[float], margin: float) -> None:
     with pytest.raises(ValueError, match="equivalence test needs"):
         tost(values, 1.0, margin)

@@ -321,9 +321,7 @@ def test_parameter_counts_are_those_of_two_labels() -> None:
 
 
 def test_other_settings_are_another_row_and_never_a_seed() -> None:
-    records = [
-        make("rte", "lora", seed, 0.5, learning_rate=rate) for seed in (0, 1) for rate in (0.001, 0.003)
-    ]
+    records = [make("rte", "lora", seed, 0.5, learning_rate=rate) for seed in (0, 1) for rate in (0.001, 0.003)]
     records.append(make("cola", "lora", 0, 0.2, learning_rate=0.003))
     records.append(make("rte", "lora", 2, 0.5, learning_rate=0.001, checkpoint_seconds=5))
     table = build(records, "glue")
@@ -414,18 +412,14 @@ def test_conditions_stand_beside_the_numbers() -> None:
     records[1]["env"] |= {"dirty": True, "device_count": 2}
     found = dict(build(records, "glue").conditions)
     assert found["Seeds"] == "0, 1"
-    assert (
-        "generated, 1,600 training rows, 400 evaluation rows (not the published dev split)" in found["Data"]
-    )
+    assert "generated, 1,600 training rows, 400 evaluation rows (not the published dev split)" in found["Data"]
     assert found["Backbone"] == "minilm: some/id, revision abc, sha256 ffffffffffffffff. Tuned on pairs."
     assert found["Learning rate"] == "full: 0.0001; lora: 0.001"
     assert found["Batches"] == "full: 32 (16 × 1 accumulated × 2 devices); lora: 16"
     assert found["Training"] == "100 steps, at most 96 tokens"
     assert found["Schedule"] == "linear, warm-up 0.06 of the steps, weight decay 0.0"
     assert found["Device"] == "full: 2 × CPU of a kind, fp32; lora: CPU of a kind, fp32"
-    assert (
-        found["Versions"] == "python 3.11.7, torch 2.13.0, transformers 5.23.0, peft 0.21.2, datasets 5.2.0"
-    )
+    assert found["Versions"] == "python 3.11.7, torch 2.13.0, transformers 5.23.0, peft 0.21.2, datasets 5.2.0"
     assert found["Code"] == "full: commit 0123456789ab with changes not committed; lora: commit 0123456789ab"
 
 
@@ -464,17 +458,12 @@ def test_the_same_numbers_in_all_formats() -> None:
         if re.match(r"(full|lora|propulsion\\_attn) &", line)
     ]
     plain = [
-        [
-            c.replace(r"$\pm$", "±").replace("---", "—").replace("--", "–").replace(r"$\dagger$", "†")
-            for c in row
-        ]
+        [c.replace(r"$\pm$", "±").replace("---", "—").replace("--", "–").replace(r"$\dagger$", "†") for c in row]
         for row in latex
     ]
     assert [[c.replace(r"\_", "_") for c in row] for row in plain] == markdown
     assert len(markdown) == len(RULES) * 2 * 3
-    from_csv = {
-        (row["rule"], row["backbone"], row["method"], row["task"], row["score"]): row for row in rows(tables)
-    }
+    from_csv = {(row["rule"], row["backbone"], row["method"], row["task"], row["score"]): row for row in rows(tables)}
     for table in tables:
         for row in table.rows:
             shown = cells_of(table, row.backbone, row.method)
@@ -652,9 +641,7 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplog: pytes
 
 def paths(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     inner = (
-        [found for key, value in node.items() for found in paths(value, (*path, key))]
-        if isinstance(node, dict)
-        else []
+        [found for key, value in node.items() for found in paths(value, (*path, key))] if isinstance(node, dict) else []
     )
     return [path, *inner] if path else inner
 

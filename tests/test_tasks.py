@@ -140,9 +140,7 @@ def test_fingerprint_is_stable_and_names_the_content(
 
 @pytest.mark.parametrize("source", [("ax", "hub")], indirect=True, ids=["ax"])
 def test_hub_has_no_labels_to_score_ax(source: Source) -> None:
-    with pytest.raises(
-        UserError, match=r"ax: 5 of 5 'ax' rows of data=hub have no label.*diagnostic-full\.tsv"
-    ):
+    with pytest.raises(UserError, match=r"ax: 5 of 5 'ax' rows of data=hub have no label.*diagnostic-full\.tsv"):
         source.load()
     assert [rows[:]["label"] for rows in source.load_tests().values()] == [[UNLABELLED] * 5]
 
@@ -165,11 +163,7 @@ def test_official_means_exactly_the_published_rows(
     assert not open_source(task, local).load().official
     monkeypatch.setattr(task, "dev_rows", {"dev": SIZES["dev"], "dev_mismatched": SIZES["dev"]})
     assert open_source(task, local).load().official
-    assert (
-        not open_source(task, DataSpec(source="generated", train_rows=9, eval_rows=SIZES["dev"]))
-        .load()
-        .official
-    )
+    assert not open_source(task, DataSpec(source="generated", train_rows=9, eval_rows=SIZES["dev"])).load().official
 
 
 def test_a_new_task_needs_one_yaml_file(tmp_path: Path) -> None:

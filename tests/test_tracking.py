@@ -75,7 +75,11 @@ def test_auto_is_online_where_a_key_is_set(tiny: ComposeCell, wandb: Any) -> Non
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 def test_a_failure_of_tracking_is_said_once_and_ends_nothing(
-    tiny: ComposeCell, wandb: Any, where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: ComposeCell,
+    wandb: Any,
+    where: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")

@@ -60,7 +60,12 @@ def test_total_steps(spec: TrainingSpec, rows: int, world: int, steps: int) -> N
 
 def test_accumulated_micro_batches_equal_one_large_batch(tiny: ComposeCell) -> None:
     """Same rows, no dropout: 2 x 4 rows accumulated must train exactly as one batch of 8."""
-    quiet = ["method=propulsion", "training.evaluations=1", "training.max_train_rows=8", "training.max_steps=5"]
+    quiet = [
+        "method=propulsion",
+        "training.evaluations=1",
+        "training.max_train_rows=8",
+        "training.max_steps=5",
+    ]
     quiet += ["training.dropout=0.0", "training.learning_rate=0.01"]
     whole, _ = run_cell(tiny(*quiet, "training.batch_size=8"))
     halves, _ = run_cell(tiny(*quiet, "training.batch_size=4", "training.accumulation=2"))

@@ -291,9 +291,7 @@ def test_adapter_is_an_exact_identity_at_the_start_and_when_disabled() -> None:
 
 
 def test_several_adapters_live_side_by_side_and_multiply() -> None:
-    model = get_peft_model(
-        tiny_classifier("bert"), PropulsionConfig(degree=2, target_modules=["query"]), "two"
-    )
+    model = get_peft_model(tiny_classifier("bert"), PropulsionConfig(degree=2, target_modules=["query"]), "two")
     model.add_adapter("three", PropulsionConfig(degree=3, target_modules=["query", "key"]))
     assert all(z.requires_grad for z in zs(model, "two").values())
     assert not any(z.requires_grad for z in zs(model, "three").values())
@@ -432,9 +430,7 @@ def test_layers_that_cannot_be_merged_say_why_and_leave_the_model_alone() -> Non
 
 def test_quantized_linear_is_scaled_but_not_merged() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", (DeprecationWarning, UserWarning)
-        )  # the module is on its way out of torch
+        warnings.simplefilter("ignore", (DeprecationWarning, UserWarning))  # the module is on its way out of torch
         quantized = torch.ao.nn.quantized.dynamic.Linear(4, 3)
         x = torch.randn(5, 4)
         y = quantized(x)
@@ -472,6 +468,23 @@ def test_saved_and_reloaded_adapter_gives_the_same_outputs_from_a_few_kb(tmp_pat
     assert not any(p.requires_grad for p in loaded.parameters())
     trainable = PeftModel.from_pretrained(tiny_classifier("llama", **wide), tmp_path, is_trainable=True)
     assert all(z.requires_grad for z in zs(trainable).values())
+
+
+@pytest.mark.parametrize(("bias", "norms"), [("propulsion_only", False), ("all", True), ("none", None)])
+def test_trained_biases_are_those_asked_for_and_are_saved(bias: str, norms: bool | None, tmp_path: Path) -> None:
+    model = get_peft_model(tiny_classifier("roberta"), PropulsionConfig(degree=5, bias=bias))
+    biases = {n: p for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad}
+    assert any("LayerNorm" in name for name in biases) == bool(norms)
+    assert any("query.base_layer.bias" in name for name in biases) == (norms is not None)
+    draw_z(model)
+    with torch.no_grad():
+        for parameter in biases.values():
+            parameter.add_(0.3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_classifier("roberta"), tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert torch.allclose(logits(merged), logits(model), atol=1e-6)
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens", "lm_head"], ".*(embed_tokens|lm_head)", "all"])
@@ -554,6 +567,7 @@ def test_degree_is_an_integer_of_at_least_one(degree: Any) -> None:
         ({"target_modules": ""}, "target_modules is empty"),
         ({"target_modules": ".*query", "layers_to_transform": 1}, "regex"),
         ({"layers_pattern": "layers"}, "layers_pattern needs"),
+        ({"bias": "some"}, "bias must be one of none, all, propulsion_only"),
     ],
 )
 def test_config_refuses_contradictions(settings: dict[str, Any], message: str) -> None:
@@ -580,9 +594,7 @@ def test_callers_config_is_left_as_it_was_and_can_be_used_again() -> None:
     bert = get_peft_model(tiny_classifier("bert"), config)
     llama = get_peft_model(tiny_classifier("llama"), config)
     assert config.target_modules == "attention"
-    assert all(
-        name.endswith(("query", "key", "value")) for name in bert.peft_config["default"].target_modules
-    )
+    assert all(name.endswith(("query", "key", "value")) for name in bert.peft_config["default"].target_modules)
     assert all(name.endswith("_proj") for name in llama.peft_config["default"].target_modules)
 
 

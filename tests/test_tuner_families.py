@@ -361,9 +361,7 @@ def test_rel_embeddings_are_left_out_of_groups_and_regexes_with_a_warning(spec: 
 
 def test_rel_embeddings_are_taken_by_name_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="rel_embeddings will never get a gradient"):
-        model = get_peft_model(
-            tiny_classifier("deberta-v2"), PropulsionConfig(target_modules=["rel_embeddings"])
-        )
+        model = get_peft_model(tiny_classifier("deberta-v2"), PropulsionConfig(target_modules=["rel_embeddings"]))
     assert model.targeted_module_names == ["deberta.encoder.rel_embeddings"]
 
 

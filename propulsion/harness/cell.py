@@ -121,7 +121,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
 
 def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, tracker: Tracker) -> None:
     """Backbone, method, training; fills the record as facts become known."""
-    devices.reset_peak_memory()
+    peak = devices.PeakMemory()
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.backbone)
     spec = settings.training
@@ -143,6 +143,7 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
         tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]
     )
     _fill_outcome(entry, outcome, settings)
+    entry["cost"]["peak_memory_bytes"] = peak.read()
     if spec.keep_weights and int(os.environ.get("RANK", "0")) == 0:
         save_trained(tuned, [*parts.adapter, *parts.head], weights_path(settings.results_dir, entry["key"]))
 
@@ -155,7 +156,10 @@ def _fill_model(entry: dict[str, Any], weights: Weights, counts: Counts) -> None
 def _fill_outcome(entry: dict[str, Any], outcome: Outcome, settings: Settings) -> None:
     meter, spec = outcome.meter, settings.training
     if outcome.diverged:
-        entry |= {"status": record.DIVERGED, "error": {"type": "Diverged", "message": outcome.diverged, "where": ""}}
+        entry |= {
+            "status": record.DIVERGED,
+            "error": {"type": "Diverged", "message": outcome.diverged, "where": ""},
+        }
     scores = summarize(outcome.history, settings.task.primary, spec.best_by)
     entry["eval"] |= {**scores, "history": [evaluation.as_record() for evaluation in outcome.history]}
     samples = outcome.steps * spec.batch_size * spec.accumulation * entry["env"]["device_count"]
@@ -166,7 +170,6 @@ def _fill_outcome(entry: dict[str, Any], outcome: Outcome, settings: Settings) -
         "samples_per_second": _rate(samples, meter.train_seconds),
         "tokens_per_second": _rate(meter.tokens, meter.train_seconds),
         "padding_fraction": 1 - meter.tokens / meter.padded_tokens if meter.padded_tokens else None,
-        "peak_memory_bytes": devices.peak_memory(),
     }
     entry["env"]["precision"] = outcome.precision
 
@@ -179,5 +182,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-

@@ -220,9 +220,7 @@ def _tested(entry: Entry, values: list[float], reference: float | None, margin: 
     if reference is None:
         return replace(entry, verdict=NOT_AVAILABLE)
     if n < SEEDS:
-        return replace(
-            entry, n=n, verdict=NOT_RUN, conditions=_line(entry.conditions, f"{n} of {SEEDS} seeds")
-        )
+        return replace(entry, n=n, verdict=NOT_RUN, conditions=_line(entry.conditions, f"{n} of {SEEDS} seeds"))
     test = tost(values, reference, margin)
     interval = f"90 % interval {test.low:.2f} to {test.high:.2f}"
     spread = f"sd {test.sd:.2f}, {interval}, margin {margin:.2g} {unit}, p {test.p:.2g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 from pathlib import Path
@@ -22,27 +23,27 @@ def device_name() -> str:
     return f"CPU {name}, {torch.get_num_threads()} threads"
 
 
-def reset_peak_memory() -> None:
-    """Start a new peak: of the CUDA allocator, or of the process's resident memory on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        PEAK_RESET.write_text("5")
-    except OSError:  # not Linux, or not allowed: peak_memory() then answers None
-        pass
+class PeakMemory:
+    """The peak since it was made: of the CUDA allocator, or of the process's resident memory on Linux."""
 
+    def __init__(self) -> None:
+        self._started = torch.cuda.is_available()
+        if self._started:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return
+        with contextlib.suppress(OSError):  # not Linux, or not allowed
+            PEAK_RESET.write_text("5")
+            self._started = True
 
-def peak_memory() -> int | None:
-    """Bytes at the peak since the reset: allocated on the GPU, or resident in the whole process on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
+    def read(self) -> int | None:
+        """Bytes, or None where the peak could not be started anew and would be that of other cells."""
+        if not self._started:
+            return None
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
         match = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
-    except OSError:
-        return None
-    return int(match.group(1)) * 1024 if match else None
+        return int(match.group(1)) * 1024 if match else None
 
 
 def resolve_precision(precision: str, dtype: str) -> str:

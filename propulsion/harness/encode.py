@@ -41,7 +41,11 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, ma
         return columns
 
     return rows.map(
-        tokenize, batched=True, remove_columns=rows.column_names, keep_in_memory=True, load_from_cache_file=False
+        tokenize,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
     )
 
 

@@ -134,9 +134,7 @@ def count_cell(backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count
     return Count(backbone.name, method.name, policy, counts, own_head, base)
 
 
-def count_all(
-    backbones: Iterable[str] | None = None, methods: Iterable[str] | None = None
-) -> Iterator[Count]:
+def count_all(backbones: Iterable[str] | None = None, methods: Iterable[str] | None = None) -> Iterator[Count]:
     """Every row, in the order of the report: backbones, methods, then the head trained and frozen."""
     chosen = list(methods) if methods is not None else [*names("method"), *COUNT_ONLY]
     for backbone in map(load_backbone, backbones if backbones is not None else names("backbone")):
@@ -211,9 +209,7 @@ def _texts(row: Count, references: dict[tuple[str, str], Count]) -> tuple[str, .
         reason = "refused: no biases" if "biases" in row.refusal else row.refusal
         return (row.method, row.policy, reason, *[NONE] * (len(HEADER) - 3))
     compared = [
-        value
-        for name in REFERENCES
-        for value in ratios(row, references.get((row.backbone, name), NO_COUNT)).values()
+        value for name in REFERENCES for value in ratios(row, references.get((row.backbone, name), NO_COUNT)).values()
     ]
     return (
         row.method,
@@ -236,9 +232,7 @@ def size(number: int) -> str:
     """`344 kB`, `1.4 MB`, `26.4 GB`, powers of ten."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
-            return (
-                f"{number / scale:,.0f} {unit}" if number >= 100 * scale else f"{number / scale:.3g} {unit}"
-            )
+            return f"{number / scale:,.0f} {unit}" if number >= 100 * scale else f"{number / scale:.3g} {unit}"
     return f"{number} B"
 
 

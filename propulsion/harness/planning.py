@@ -113,9 +113,7 @@ def obstacles(cells: Iterable[Settings], gpu: bool) -> list[str]:
     cells = list(cells)
     for backbone in {cell.backbone.name: cell.backbone for cell in cells}.values():
         if not _weights_at_hand(backbone):
-            reasons.append(
-                f"backbone {backbone.name}: the hub cannot be reached and the cache lacks {backbone.id}"
-            )
+            reasons.append(f"backbone {backbone.name}: the hub cannot be reached and the cache lacks {backbone.id}")
     missing: dict[str, str] = {}
     for cell in {cell.task.name: cell for cell in cells}.values():
         try:

@@ -56,7 +56,8 @@ def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, started: flo
     left = ""
     if place and _seconds_per_cell and place[0] < place[1]:
         mean = sum(_seconds_per_cell) / len(_seconds_per_cell)
-        left = f", about {duration(mean * (place[1] - place[0]))} left"
+        at_once = int(os.environ.get(PARALLEL_CELLS, "1"))
+        left = f", about {duration(mean * (place[1] - place[0]) / at_once)} left"
     took = duration(seconds) if ran else "done before, skipped"
     return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{left}"
 

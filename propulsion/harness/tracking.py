@@ -58,7 +58,11 @@ class Tracker(TrainerCallback):
         )
 
     def _finish(self, record: dict[str, Any]) -> None:
-        scores = {f"{rule}/{name}": score for rule in ("best", "last", "heldout") for name, score in (record["eval"][rule] or {}).items()}
+        scores = {
+            f"{rule}/{name}": score
+            for rule in ("best", "last", "heldout")
+            for name, score in (record["eval"][rule] or {}).items()
+        }
         self.run.summary.update({"status": record["status"], **scores, **record["params"], **record["cost"]})
         offline, folder = self.run.offline, Path(self.run.dir).parent
         self.run.finish(exit_code=0 if record["status"] == "success" else 1)

@@ -100,16 +100,19 @@ class Watch(TrainerCallback):
         self.diverged: str | None = None
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **kwargs: Any,
     ) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
             self.diverged = f"the training loss is {loss} at step {state.global_step}"
             control.should_training_stop = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Clocks differ between processes, which must all save at the same step.
         old = args.world_size == 1 and time.monotonic() - self.saved_at > self.checkpoint_seconds
         if (old or (args.world_size > 1 and control.should_evaluate)) and state.global_step < state.max_steps:
@@ -142,7 +145,7 @@ class CellTrainer(Trainer):
         if self.optimizer is None:
             tuned: Any = model or self.model
             groups = parameter_groups(tuned, self.partition, self.spec)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=torch.cuda.is_available())
+            self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=True)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:

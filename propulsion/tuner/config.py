@@ -37,8 +37,8 @@ class PropulsionConfig(PeftConfig):
         layers_pattern: The name of the list of blocks, where it is not the first numbered part of a name.
 
     Raises:
-        ValueError: The degree is not an integer of at least 1, the bias is none of the above, no target is given, or `layers_to_transform`
-            comes with a regex.
+        ValueError: The degree is not an integer of at least 1, the bias is none of the above, no target is
+            given, or `layers_to_transform` comes with a regex.
     """
 
     # peft saves the whole embedding matrix beside an adapter that targets `embed_tokens` or `lm_head`, unless
@@ -77,9 +77,7 @@ class PropulsionConfig(PeftConfig):
         self.target_modules = _as_set(self.target_modules)
         self.exclude_modules = _as_set(self.exclude_modules)
         if self.target_modules is not None and not self.target_modules:
-            raise ValueError(
-                "target_modules is empty: leave it out for all layers, or name a layer or a group"
-            )
+            raise ValueError("target_modules is empty: leave it out for all layers, or name a layer or a group")
         if self.layers_to_transform is not None and self._is_regex():
             raise ValueError("layers_to_transform cannot be combined with a regex in target_modules")
         if self.layers_pattern and self.layers_to_transform is None:

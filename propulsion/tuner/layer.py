@@ -101,9 +101,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Moves z to the base layer's device. Unlike peft's own, it never casts z to half precision."""
         z = self.propulsion_z.get(adapter_name)
         if z is None or z.is_meta:
@@ -184,11 +182,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
             reason = "it carries an adapter of another method as well"
         elif weight is None or set(base._parameters) - {"weight", "bias"}:
             reason = "its weight is packed, or computed from other parameters"
-        elif (
-            type(weight.data) is not torch.Tensor
-            or not weight.is_floating_point()
-            or weight.dtype.itemsize < 2
-        ):
+        elif type(weight.data) is not torch.Tensor or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             reason = f"its weight is quantized ({weight.dtype})"
         elif getattr(base, "max_norm", None) is not None:
             reason = "its max_norm would shrink the merged rows"

@@ -90,9 +90,7 @@ class PropulsionModel(BaseTuner):
             layer.requires_grad_(False)  # a further adapter is not trainable until it is made active
         self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's version goes on to copy `child.weight`, which a classification head does not have. There is
         # nothing to copy or to move: a scaled layer keeps its base layer whole and makes z on its device.
         setattr(parent, child_name, new_module)

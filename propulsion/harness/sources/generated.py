@@ -34,9 +34,7 @@ class GeneratedSource(Source):
         # Each split has its own share of all possible rows, so that no row is in two of them.
         self._splits = list(dict.fromkeys(("train", *task.parts.values(), *task.tests.values())))
         if len(self._splits) > 1 + EVALUATION_SHARES:
-            raise UserError(
-                f"task {task.name}: data=generated has at most {EVALUATION_SHARES} splits and train"
-            )
+            raise UserError(f"task {task.name}: data=generated has at most {EVALUATION_SHARES} splits and train")
 
     def fingerprint(self) -> str:
         """Digest of everything that decides the rows; a new version of the generator changes it."""

@@ -23,9 +23,7 @@ class HubSource(Source):
     def __init__(self, task: TaskSpec, data: DataSpec) -> None:
         super().__init__(task, data)
         if not task.hub.path:
-            raise UserError(
-                f"task {task.name} is not on the hub: it has no hub.path; use data=local or data=generated"
-            )
+            raise UserError(f"task {task.name} is not on the hub: it has no hub.path; use data=local or data=generated")
 
     def fingerprint(self) -> str:
         """Digest of the dataset's revision on the hub; of the files' bytes where `hub.path` is a folder."""
@@ -48,9 +46,7 @@ class HubSource(Source):
         """The hub's configuration and split for our split."""
         spec = self.task.hub
         if split not in spec.splits:
-            raise UserError(
-                f"task {self.task.name} has no split '{split}' on the hub: see hub.splits in its YAML"
-            )
+            raise UserError(f"task {self.task.name} has no split '{split}' on the hub: see hub.splits in its YAML")
         name, _, part = spec.splits[split].rpartition("/")
         return name or spec.name, part
 
@@ -80,9 +76,7 @@ class HubSource(Source):
         theirs = {column: self.task.hub.columns.get(column, column) for column in wanted}
         for column, name in theirs.items():
             if name not in rows.column_names:
-                raise UserError(
-                    f"{where}: no column '{name}' for '{column}' in {', '.join(rows.column_names)}"
-                )
+                raise UserError(f"{where}: no column '{name}' for '{column}' in {', '.join(rows.column_names)}")
         names = getattr(rows.features[theirs["label"]], "names", self.task.labels)
         if names != self.task.labels:
             raise UserError(f"{where}: the classes are {names}, but those of the task are {self.task.labels}")
@@ -98,9 +92,7 @@ class HubSource(Source):
         classes = {UNLABELLED, *range(len(self.task.labels))}
         odd = set(rows.select_columns("label")[:]["label"]) - classes if self.task.labels else set()
         if odd:
-            raise UserError(
-                f"{where}: label {min(odd, key=str)} is no class of {', '.join(self.task.labels)}"
-            )
+            raise UserError(f"{where}: label {min(odd, key=str)} is no class of {', '.join(self.task.labels)}")
         return rows
 
 

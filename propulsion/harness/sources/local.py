@@ -38,14 +38,10 @@ class LocalSource(Source):
             raise UserError("data=local needs the folder of the files: set data.dir=<folder>")
         self._root = Path(data.dir).expanduser()
         if not self._root.is_dir():
-            raise UserError(
-                f"data.dir={data.dir} is not a folder; set it to the one with {task.local.folder}/ in it"
-            )
+            raise UserError(f"data.dir={data.dir} is not a folder; set it to the one with {task.local.folder}/ in it")
         odd = set(task.local.labels.values()) - set(task.labels)
         if odd:
-            raise UserError(
-                f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task"
-            )
+            raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
         if not task.local.header and set(task.local.columns) < {*task.text, "label"}:
             raise UserError(f"task {task.name}: files without a header need every column in local.columns")
         self._used = {split: self._find(split) for split in dict.fromkeys(("train", *task.parts.values()))}
@@ -73,17 +69,13 @@ class LocalSource(Source):
         bases = [base for base in (self._root / task.suite / folder, self._root / folder) if base.is_dir()]
         if not bases:
             places = f"{self._root} or {self._root / task.suite}"
-            raise UserError(
-                f"{task.name}: no folder {folder} in {places}; put its files there, or set data.dir"
-            )
+            raise UserError(f"{task.name}: no folder {folder} in {places}; put its files there, or set data.dir")
         for base in bases:
             for name in names:
                 if (base / name).is_file():
                     return (base / name).resolve()
         places = " or ".join(str(base) for base in bases)
-        raise UserError(
-            f"{task.name}: no file {' or '.join(names)} in {places}; put the '{split}' rows there"
-        )
+        raise UserError(f"{task.name}: no file {' or '.join(names)} in {places}; put the '{split}' rows there")
 
 
 class Table:

@@ -17,9 +17,7 @@ CONDITIONS = {
     **{name: f"params.{name}" for name in ("adapter", "head", "trainable", "total")},
     "profile": "run.profile",
     "task_version": "run.task_version",
-    **{
-        f"data_{k}": f"run.data.{k}" for k in ("source", "fingerprint", "train_rows", "eval_rows", "official")
-    },
+    **{f"data_{k}": f"run.data.{k}" for k in ("source", "fingerprint", "train_rows", "eval_rows", "official")},
     **{f"weights_{name}": f"run.weights.{name}" for name in ("id", "revision", "sha256")},
     "recipe_version": "run.config.recipe.version",
     **{
@@ -37,9 +35,7 @@ CONDITIONS = {
 
 def to_csv(tables: Sequence[Table]) -> str:
     """One row for each rule, method, backbone and score; cells not run have a row too."""
-    rows = [
-        _row(table, row, index) for table in tables for row in table.rows for index in range(len(row.cells))
-    ]
+    rows = [_row(table, row, index) for table in tables for row in table.rows for index in range(len(row.cells))]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -43,11 +43,7 @@ def build(records: list[Record], suite: str, rule: str = "last", left_out: Itera
         raise unknown("checkpoint rule", rule, RULES)
     chosen = [record for record in records if record["run"]["suite"] == suite]
     if not chosen:
-        raise (
-            unknown("suite", suite, {r["run"]["suite"] for r in records})
-            if records
-            else UserError("no records")
-        )
+        raise (unknown("suite", suite, {r["run"]["suite"] for r in records}) if records else UserError("no records"))
     check_comparable(chosen)
     chosen.sort(key=lambda r: (*_order(suite, r), r["key"]))
     columns = _columns(suite, chosen)
@@ -87,9 +83,7 @@ def _columns(suite: str, records: list[Record]) -> tuple[Column, ...]:
         primary = primary or "score"
         suffixes = list(spec.get("parts") or {"": ""})
         first = [f"{primary}{suffix}" for suffix in suffixes]
-        found = {
-            name for r in own for rule in ("last", "heldout", "best") for name in r["eval"].get(rule) or {}
-        }
+        found = {name for r in own for rule in ("last", "heldout", "best") for name in r["eval"].get(rule) or {}}
         for score in dict.fromkeys([*first, *sorted(found)]):
             shown = score in first
             averaged = score == first[0] and task not in DIAGNOSTICS
@@ -194,9 +188,7 @@ def _notes(
 ) -> list[str]:
     averaged = [TASK_NAMES.get(column.task, column.task) for column in columns if column.averaged]
     shown = {column.task for column in columns}
-    absent = [
-        TASK_NAMES[task] for task in TASKS.get(suite, ()) if task not in shown and task not in DIAGNOSTICS
-    ]
+    absent = [TASK_NAMES[task] for task in TASKS.get(suite, ()) if task not in shown and task not in DIAGNOSTICS]
     labels = {len((r["run"]["config"].get("task") or {}).get("labels") or ()) for r in records}
     notes = []
     if len(averaged) > 1:
@@ -210,9 +202,7 @@ def _notes(
         which = "of the tasks with two labels" if 2 in labels else "a range over the tasks"
         notes.append(f"Parameter counts: {which}; other tasks have a head of another size, see the CSV.")
     if any(not row.whole for row in rows):
-        notes.append(
-            "† Time and memory over the tasks that this method ran to the end, not all of the columns."
-        )
+        notes.append("† Time and memory over the tasks that this method ran to the end, not all of the columns.")
     if any(not column.shown for column in columns):
         others = (column.label for column in columns if not column.shown)
         notes.append(f"More metrics in the CSV: {', '.join(others)}.")

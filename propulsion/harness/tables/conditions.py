@@ -173,7 +173,9 @@ def _device(record: Record) -> str | None:
         return None
     count = env.get("device_count") or 1
     device = f"{count} × {env.get('device')}" if count > 1 else env.get("device")
-    return ", ".join(str(word) for word in (device, env.get("precision")) if word) or None
+    at_once = env.get("parallel_cells") or 1
+    shared = f"{at_once} cells at once, so that time and memory compare within this set alone" if at_once > 1 else None
+    return ", ".join(str(word) for word in (device, env.get("precision"), shared) if word) or None
 
 
 def _versions(record: Record) -> str:
@@ -184,9 +186,7 @@ def _code(record: Record) -> str:
     commit = record["env"].get("commit")
     if not commit:
         return "unknown commit"
-    return f"commit {str(commit)[:12]}" + (
-        " with changes not committed" if record["env"].get("dirty") else ""
-    )
+    return f"commit {str(commit)[:12]}" + (" with changes not committed" if record["env"].get("dirty") else "")
 
 
 def _number(value: Any) -> str:

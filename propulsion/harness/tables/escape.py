@@ -29,9 +29,7 @@ def markdown(text: str) -> str:
 
 def latex(text: str) -> str:
     """For running LaTeX text. Characters that pdflatex has no glyph for become their code point."""
-    return "".join(
-        LATEX.get(char, char if char.isascii() else f"[U+{ord(char):04X}]") for char in plain(text)
-    )
+    return "".join(LATEX.get(char, char if char.isascii() else f"[U+{ord(char):04X}]") for char in plain(text))
 
 
 def csv_text(text: str) -> str:

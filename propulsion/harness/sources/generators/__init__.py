@@ -25,7 +25,7 @@ from propulsion.harness.sources.generators import (
 )
 from propulsion.harness.sources.generators.draw import Draw
 
-# All possible rows are divided by their text: one share for each split to score or predict, the others to train.
+# All possible rows are divided by their text: a share for each split to score or predict, the rest to train.
 EVALUATION_SHARES = 4
 TRAIN_SHARES = 4
 TRIES = 20_000  # draws in vain for one row: the generator has no more
@@ -54,15 +54,11 @@ class Family:
         """Raise UserError when the task's columns or labels are not those of the family."""
         start = f"task {task.name}: generator {self.name} writes"
         if len(task.text) != self.texts:
-            raise UserError(
-                f"{start} {self.texts} text columns, the task has {len(task.text)}; use another one"
-            )
+            raise UserError(f"{start} {self.texts} text columns, the task has {len(task.text)}; use another one")
         two_way = (self.labels[0], f"not_{self.labels[0]}") if len(self.labels) > 2 else self.labels
         if set(task.labels) not in (set(self.labels), set(two_way)):
             known = f"the labels {', '.join(self.labels)}" if self.labels else "scores"
-            raise UserError(
-                f"{start} {known}, the task has {', '.join(task.labels) or 'scores'}; use another one"
-            )
+            raise UserError(f"{start} {known}, the task has {', '.join(task.labels) or 'scores'}; use another one")
 
     def draw_row(self, draw: Draw, label: str | None) -> tuple[Texts, float | None]:
         """One row with this label; in regression with a score."""
@@ -90,9 +86,7 @@ FAMILIES = {
 }
 
 
-def write_rows(
-    family: Family, labels: Sequence[str], share: int, count: int, seed: int
-) -> list[tuple[Texts, float]]:
+def write_rows(family: Family, labels: Sequence[str], share: int, count: int, seed: int) -> list[tuple[Texts, float]]:
     """`count` different rows, as (texts, class id or score), with the labels in turn.
 
     Args:
@@ -114,9 +108,7 @@ def write_rows(
             rows[texts] = place if score is None else score
             tries = 0
         elif tries > TRIES:
-            raise UserError(
-                f"generator {family.name} has only about {len(rows)} of {count} rows: ask for fewer"
-            )
+            raise UserError(f"generator {family.name} has only about {len(rows)} of {count} rows: ask for fewer")
     return list(rows.items())
 
 

@@ -42,9 +42,7 @@ def auxiliary(draw: Draw, label: str) -> tuple[str, ...]:
     """Ben has stolen the letter. / Ben has steal the letter."""
     base, perfect = draw.pick(tuple(FORMS)), draw.flip()
     form = FORMS[base] if perfect == (label == "acceptable") else base
-    return (
-        f"{draw.pick(PEOPLE)} {draw.pick(PERFECTS if perfect else MODALS)} {form} the {draw.pick(THINGS)}.",
-    )
+    return (f"{draw.pick(PEOPLE)} {draw.pick(PERFECTS if perfect else MODALS)} {form} the {draw.pick(THINGS)}.",)
 
 
 def reflexive(draw: Draw, label: str) -> tuple[str, ...]:

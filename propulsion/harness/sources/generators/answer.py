@@ -35,7 +35,7 @@ def details(draw: Draw, label: str) -> tuple[str, ...]:
 
 
 def events(draw: Draw, label: str) -> tuple[str, ...]:
-    """When was the boat sold? / The boat was sold in May, the ship in Paris. (or: ... in Paris, ... in May.)"""
+    """When was the boat sold? / The boat was sold in May, the ship in Rome. (or: ... in Rome, ... in May.)"""
     (thing, other), (asked, told), deed = draw.two(THINGS), draw.two(SLOTS), draw.pick(DEEDS)
     slots = (asked, told) if label == "entailment" else (told, asked)
     (one, how), (two, so) = draw.two(((thing, slots[0]), (other, slots[1])))

@@ -1,0 +1,83 @@
+"""The learning-rate search: the grid, its extension at an edge, the choice, and the recipe that it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from scripts import search_rates
+from scripts.search_rates import best_rate, first_rates, mean_scores, next_rate, recipe_text
+
+
+def entry(task: str, rate: float, score: float, status: str = "success", method: str = "lora") -> dict[str, Any]:
+    return {
+        "status": status,
+        "run": {
+            "task": task,
+            "method": method,
+            "seed": 0,
+            "config": {"training": {"learning_rate": rate}},
+            "data": {"train_rows": 800, "eval_rows": 300},
+        },
+        "eval": {"primary": "accuracy", "last": {"accuracy": score} if status == "success" else None},
+        "cost": {"steps": 100},
+    }
+
+
+def test_the_grid_is_three_rates_a_factor_of_three_apart() -> None:
+    assert first_rates(1e-3) == [0.00033, 0.001, 0.003]
+
+
+def test_a_best_rate_at_an_edge_asks_for_one_further_out() -> None:
+    assert next_rate({1e-3: 0.5, 3e-3: 0.6, 9e-3: 0.7}) == 0.027
+    assert next_rate({1e-3: 0.8, 3e-3: 0.6, 9e-3: 0.7}) == 0.00033
+    assert next_rate({1e-3: 0.5, 3e-3: 0.9, 9e-3: 0.7}) is None
+
+
+@given(st.dictionaries(st.floats(1e-6, 1.0), st.floats(0, 1), min_size=1))
+def test_the_best_rate_has_the_highest_score_and_of_equals_is_the_smallest(
+    scores: dict[float, float],
+) -> None:
+    best = best_rate(scores)
+    assert scores[best] == max(scores.values())
+    assert all(best <= rate for rate in scores if scores[rate] == scores[best])
+
+
+def test_the_mean_is_over_all_tasks_or_the_rate_does_not_count() -> None:
+    records = [entry("sst2", 1e-3, 0.8), entry("stsb", 1e-3, 0.6), entry("sst2", 3e-3, 0.9)]
+    records += [
+        entry("sst2", 9e-3, 0.0, status="diverged"),
+        entry("stsb", 9e-3, 0.4),
+        entry("rte", 1e-3, 0.1),
+    ]
+    records += [entry("sst2", 1e-3, 0.1, method="ia3")]
+    assert mean_scores(records, "lora", ["sst2", "stsb"]) == {
+        1e-3: pytest.approx(0.7),
+        9e-3: pytest.approx(0.2),
+    }
+
+
+def test_the_recipe_holds_the_rate_and_says_where_it_comes_from() -> None:
+    text = recipe_text({1e-3: 0.7, 3e-3: 0.75}, ["sst2", "stsb"], entry("sst2", 3e-3, 0.8))
+    recipe: Any = OmegaConf.create(text)
+    assert text.startswith("# @package _global_\n")
+    assert recipe.training.learning_rate == 3e-3
+    source = recipe.recipe.sources["training.learning_rate"]
+    assert source.startswith("ours: mean of sst2 and stsb on 300 held-out training rows after 100 steps on 800 others")
+    assert "0.001: 70.0, 0.003: 75.0" in source
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["on=sst2", "tasks=rte", "methods=lora"], "data_dir is missing"),
+        (["colour=red"], "unknown option 'colour'"),
+    ],
+)
+def test_bad_words_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search_rates.main(words) == 2
+    assert message in capsys.readouterr().err
