@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import record
+from propulsion.harness import record, training
 from propulsion.harness.backbones import load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
@@ -124,25 +124,17 @@ def test_a_crash_is_recorded_as_failed_and_the_cell_runs_again(
     assert entry["status"] == "success"
 
 
+@pytest.mark.parametrize("broken_checkpoint", [False, True])
 def test_an_interrupted_run_goes_on_from_its_checkpoint_and_ends_the_same(
-    tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_checkpoint: bool
 ) -> None:
-    options = (
-        "method=propulsion",
-        "training.max_steps=8",
-        "training.evaluations=4",
-        "training.checkpoint_seconds=0",
-    )
+    """64 rows in batches of 8: the interruption falls into the second of two and a half epochs."""
+    options = ("method=propulsion", "training.max_steps=20", "training.evaluations=4", "training.checkpoint_seconds=0")
     undisturbed, _ = run_cell(tiny(*options, f"results_dir={tmp_path / 'undisturbed'}"))
-
-    from propulsion.harness import training
-
     step = training.CellTrainer.training_step
-    ran: list[int] = []
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ran.append(self.state.global_step)
-        if self.state.global_step == 5:
+        if self.state.global_step == 11:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -150,12 +142,23 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_ends_the_same(
     settings = tiny(*options)
     with pytest.raises(KeyboardInterrupt):
         run_cell(settings)
-    assert not list(Path(settings.results_dir).rglob("*.json.tmp")) and not Path(settings.results_dir, "runs").exists()
+    assert not Path(settings.results_dir, "runs").exists()
+    (checkpoint,) = Path(settings.results_dir, "checkpoints").glob("*/checkpoint-11")
+    if broken_checkpoint:  # as a kill in the middle of its write leaves it; the run then starts anew
+        (checkpoint / "trainer_state.json").unlink()
     monkeypatch.undo()
     resumed, _ = run_cell(settings)
     assert resumed["status"] == "success"
-    strip = lambda entry: [(p["step"], p["loss"], p["scores"]) for p in entry["eval"]["history"]]  # noqa: E731
-    assert strip(resumed) == strip(undisturbed)
+
+    def measured(entry: dict[str, Any]) -> list[Any]:
+        return [(point["step"], point["loss"], point["scores"]) for point in entry["eval"]["history"]]
+
+    assert measured(resumed) == measured(undisturbed)
+    assert resumed["eval"]["heldout"] == undisturbed["eval"]["heldout"]
+    assert resumed["cost"]["padding_fraction"] == undisturbed["cost"]["padding_fraction"]
+    seconds = [point["seconds"] for point in resumed["eval"]["history"]]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] <= resumed["cost"]["train_seconds"] < 60
     assert not Path(settings.results_dir, "checkpoints", resumed["key"]).exists()
 
 

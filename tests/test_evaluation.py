@@ -77,10 +77,12 @@ def test_scorer_scores_each_part_and_each_half_alone() -> None:
 def test_scorer_reads_values_in_regression_and_refuses_what_is_not_finite() -> None:
     settings = compose_settings("task=stsb")
     joined = evaluation_rows({"": rows(10)})
-    labels = np.linspace(0, 5, 10)
+    labels = np.asarray(joined.rows["labels"], dtype=np.float64)
     scorer = Scorer(settings.task, joined)
     scores = scorer(EvalPrediction(predictions=(2 * labels - 7)[:, None], label_ids=labels))
     assert scores["all/pearson"] == pytest.approx(1.0)
+    with pytest.raises(RuntimeError, match="not in the order of the rows"):
+        scorer(EvalPrediction(predictions=labels[:, None], label_ids=labels[::-1]))
     broken = labels[:, None].copy()
     broken[3] = np.nan
     with pytest.raises(Diverged):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,7 +20,7 @@ from propulsion.harness.settings import DataSpec, TaskSpec
 from propulsion.harness.sources import open_source
 from propulsion.harness.sources.generators import FAMILIES, Family, write_rows
 from propulsion.harness.sources.generators.draw import MEN, PEOPLE, WOMEN, Draw
-from tests.conftest import ROOT, compose_settings
+from tests.conftest import compose_settings
 
 TASK_OF = {  # one task for each family
     "acceptability": "cola",
@@ -35,7 +32,7 @@ TASK_OF = {  # one task for each family
     "answer": "qnli",
     "coreference": "wnli",
 }
-PAIRS = [(family, phenomenon) for family in FAMILIES.values() for phenomenon in dict.fromkeys(family.phenomena)]
+PAIRS = [(family, one) for family in FAMILIES.values() if family.labels for one in dict.fromkeys(family.phenomena)]
 
 
 def rows_of(family: Family, count: int, share: int = 0, seed: int = 0) -> list[tuple[tuple[str, ...], float]]:
@@ -104,7 +101,7 @@ COMPLEMENTS = {
 
 def test_states_by_possible_worlds() -> None:
     def claim(text: str) -> tuple[str, bool]:
-        match = re.fullmatch(r"\w+ (\w+) is (not )?(\w+)\.", text)
+        match = re.fullmatch(r"\w+ (\w+) is (not )?(\w+)(?: now| today| again)?\.", text)
         assert match, text
         name, no, word = match.groups()
         assert word in {*COMPLEMENTS, *COMPLEMENTS.values()}
@@ -125,13 +122,13 @@ def test_comparisons_by_possible_worlds() -> None:
     lesser = ("shorter", "younger", "poorer", "slower", "weaker")
 
     def claim(text: str) -> Claim:
-        match = re.fullmatch(r"(\w+) is (\w+) than (\w+)\.", text)
+        match = re.fullmatch(r"(\w+) is (\w+) than (\w+)(?: now| today| again)?\.", text)
         assert match, text
         one, word, two = match.groups()
         return lambda world: (world[one] < world[two]) == (word in lesser)
 
     for (first, second), label in of_phenomenon("inference", "comparisons"):
-        names = sorted({name for name in re.findall(r"[A-Z]\w+", first + second)})
+        names = sorted(set(re.findall(r"[A-Z]\w+", first + second)))
         worlds = [dict(zip(names, order, strict=True)) for order in itertools.permutations(range(len(names)))]
         assert relation(claim(first), claim(second), worlds) == label, (first, second)
 
@@ -253,8 +250,6 @@ def test_a_bag_of_words_learns_nothing(name: str) -> None:
 @pytest.mark.parametrize(("family", "phenomenon"), PAIRS, ids=[f"{f.name}-{p.__name__}" for f, p in PAIRS])
 def test_no_word_tells_the_label(family: Family, phenomenon: Callable[..., Any]) -> None:
     """Within each phenomenon every frequent word of either text is as frequent under every label."""
-    if not family.labels:
-        pytest.skip("a score has no classes; the bag of words covers it")
     counts: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
     rows = of_phenomenon(family.name, phenomenon.__name__, 3000 // len(family.labels))
     for texts, label in rows:
@@ -308,7 +303,16 @@ def test_every_phenomenon_occurs() -> None:
     assert len(WOMEN) == len(MEN)
 
 
-DIGESTS = {}  # of the first 60 rows of version 1
+DIGESTS = {  # version, digest of the first 60 rows
+    "acceptability": (1, "7965649132b4"),
+    "sentiment": (1, "eb16b570811c"),
+    "paraphrase": (1, "44f6e73c8c31"),
+    "duplicate": (1, "3aca8d6d9ac3"),
+    "similarity": (1, "999a5e90d7d0"),
+    "inference": (1, "fbc0cf7de4c0"),
+    "answer": (1, "218642d08c66"),
+    "coreference": (1, "67b0e77bda07"),
+}
 
 
 def digest(name: str) -> str:
@@ -317,18 +321,8 @@ def digest(name: str) -> str:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rows_are_the_same_for_good(name: str) -> None:
-    """Rows that change must raise the family's version, which is part of the data's fingerprint."""
+    """In every process, whatever its string hashing; rows that change must raise the family's version."""
     assert (FAMILIES[name].version, digest(name)) == DIGESTS[name]
-
-
-def test_same_rows_in_another_process() -> None:
-    """String hashing differs between processes; the rows must not."""
-    code = "from tests.test_generators import FAMILIES, digest\nfor name in FAMILIES: print(name, digest(name))"
-    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert dict(line.split() for line in done.stdout.splitlines()) == {name: digest(name) for name in FAMILIES}
 
 
 # --- what cannot be

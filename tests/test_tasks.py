@@ -197,7 +197,7 @@ def test_a_new_task_needs_one_yaml_file(tmp_path: Path) -> None:
             open_source(task, DataSpec(source=kind)).load()
 
 
-def test_hub_layout_is_what_the_library_reads(folders: dict[str, Path]) -> None:
+def test_hub_layout_is_what_the_library_reads(folders: dict[str, Path], tmp_path: Path) -> None:
     """The oracle of the hub source: the same folder through `load_dataset`."""
-    rows = load_dataset(str(folders["hub"]), "rte", split="validation")
+    rows = load_dataset(str(folders["hub"]), "rte", split="validation", cache_dir=str(tmp_path))
     assert rows.to_list() == [row("rte", "dev", i) for i in range(SIZES["dev"])]

@@ -9,7 +9,7 @@ from torch import nn
 from baselines import Partition
 from propulsion.harness.cell import run_cell
 from propulsion.harness.settings import TrainingSpec
-from propulsion.harness.training import is_matrix, parameter_groups, total_steps
+from propulsion.harness.training import EpochSampler, is_matrix, parameter_groups, total_steps
 from tests.conftest import ComposeCell
 
 
@@ -45,17 +45,31 @@ def test_vectors_stored_as_matrices_are_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "rows", "world", "steps"),
+    ("spec", "rows", "steps"),
     [
-        (TrainingSpec(epochs=2, batch_size=16), 100, 1, 14),
-        (TrainingSpec(epochs=2, batch_size=16, accumulation=2), 100, 1, 8),
-        (TrainingSpec(epochs=2, batch_size=8), 100, 2, 14),
-        (TrainingSpec(epochs=0.5, batch_size=10), 100, 1, 5),
-        (TrainingSpec(epochs=9, max_steps=3), 100, 1, 3),
+        (TrainingSpec(epochs=2, batch_size=16), 100, 14),
+        (TrainingSpec(epochs=2, batch_size=16, accumulation=2), 100, 8),
+        (TrainingSpec(epochs=0.5, batch_size=10), 100, 5),
+        (TrainingSpec(epochs=9, max_steps=3), 100, 3),
     ],
 )
-def test_total_steps(spec: TrainingSpec, rows: int, world: int, steps: int) -> None:
-    assert total_steps(spec, rows, world) == steps
+def test_total_steps(spec: TrainingSpec, rows: int, steps: int) -> None:
+    assert total_steps(spec, rows) == steps
+
+
+def test_the_order_of_rows_hangs_on_seed_and_epoch_alone_and_groups_lengths() -> None:
+    lengths = [1 + i * 7919 % 60 for i in range(203)]
+    sampler = EpochSampler(lengths, batch_size=8, seed=3)
+    torch.manual_seed(0)
+    first = list(sampler)
+    torch.manual_seed(1)
+    assert list(sampler) == first
+    assert sorted(first) == list(range(203))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(EpochSampler(lengths, batch_size=8, seed=4)) != first
+    spread = [max(b) - min(b) for i in range(0, 200, 8) if (b := [lengths[j] for j in first[i : i + 8]])]
+    assert sum(spread) / len(spread) < 20  # of 60: random batches would spread over about 46
 
 
 def test_accumulated_micro_batches_equal_one_large_batch(tiny: ComposeCell) -> None:

@@ -99,7 +99,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
             "method": settings.method.name,
             "seed": settings.seed,
             "profile": settings.profile,
-            "config": settings.config,
+            "config": record.without_paths(settings.config),
             "config_hash": record.cell_key(settings.config, ""),
             "created_at": record.now(),
             "data": {
@@ -162,13 +162,14 @@ def _fill_outcome(entry: dict[str, Any], outcome: Outcome, settings: Settings) -
         }
     scores = summarize(outcome.history, settings.task.primary, spec.best_by)
     entry["eval"] |= {**scores, "history": [evaluation.as_record() for evaluation in outcome.history]}
-    samples = outcome.steps * spec.batch_size * spec.accumulation * entry["env"]["device_count"]
+    samples = outcome.steps * spec.batch_size * spec.accumulation
+    tokens = meter.tokens * entry["env"]["device_count"]  # counted on this process; the others have the same share
     entry["cost"] |= {
         "train_seconds": meter.train_seconds,
         "eval_seconds": meter.eval_seconds,
         "steps": outcome.steps,
         "samples_per_second": _rate(samples, meter.train_seconds),
-        "tokens_per_second": _rate(meter.tokens, meter.train_seconds),
+        "tokens_per_second": _rate(tokens, meter.train_seconds),
         "padding_fraction": 1 - meter.tokens / meter.padded_tokens if meter.padded_tokens else None,
     }
     entry["env"]["precision"] = outcome.precision

@@ -51,5 +51,5 @@ def resolve_precision(precision: str, dtype: str) -> str:
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if dtype == "bfloat16" else "fp32"

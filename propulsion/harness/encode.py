@@ -54,11 +54,11 @@ def evaluation_rows(parts: dict[str, Dataset]) -> EvaluationRows:
     part = np.concatenate([np.full(len(rows), index) for index, rows in enumerate(parts.values())])
     selects = np.concatenate([_half(len(rows)) for rows in parts.values()])
     joined = concatenate_datasets(list(parts.values()))
-    order = np.argsort(np.asarray(joined["length"]), kind="stable")
+    order = np.argsort(np.asarray(joined[:]["length"]), kind="stable")
     return EvaluationRows(joined.select(order), tuple(parts), part[order], selects[order])
 
 
 def _half(rows: int) -> np.ndarray:
     chosen = np.zeros(rows, dtype=bool)
-    chosen[np.random.Generator(np.random.PCG64(HALVES_SEED)).permutation(rows)[: rows // 2]] = True
+    chosen[np.random.RandomState(HALVES_SEED).permutation(rows)[: rows // 2]] = True
     return chosen

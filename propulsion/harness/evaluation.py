@@ -34,6 +34,8 @@ class Scorer:
         """
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(output.label_ids)
+        if not np.array_equal(labels, np.asarray(self.rows.rows["labels"], dtype=labels.dtype)):
+            raise RuntimeError("the predictions are not in the order of the rows; the halves would mix")
         if not np.isfinite(logits).all():
             raise Diverged("a logit is not finite")
         predictions = logits.reshape(-1) if self.task.kind == "regression" else logits.argmax(axis=-1)

@@ -25,6 +25,7 @@ from propulsion.harness.weights import start_digest
 
 SCHEMA = 1
 SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
+HARNESS_VERSION = 1  # raised when a change of the code, or of a default in settings.py, changes scores
 PARALLEL_CELLS = "PROPULSION_PARALLEL_CELLS"  # in the environment: cells of one sweep that share the machine
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ IGNORED = {
     "data": ("dir",),
     "task": ("title", "dev_rows"),
     "backbone": ("note", "package", "package_folder"),
-    "method": ("title",),
+    "method": ("title", "learning_rate"),  # the default of training.learning_rate, which counts
     "training": ("checkpoint_seconds", "keep_checkpoints", "keep_weights", "start_from"),
     "recipe": ("sources", "notes"),
 }
@@ -52,9 +53,20 @@ def cell_key(config: dict[str, Any], fingerprint: str) -> str:
             kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
     start = config["training"]["start_from"]  # the file counts, not where it lies
     kept["start"] = start_digest(start) if start else None
-    identity = {"config": _without_defaults(kept, _defaults()), "data": fingerprint}
+    identity = {"harness": HARNESS_VERSION, "config": _without_defaults(kept, _defaults()), "data": fingerprint}
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is recorded: of folders and files on this machine, only their last name."""
+    training = {**config["training"], "start_from": _last_name(config["training"]["start_from"])}
+    data = {**config["data"], "dir": _last_name(config["data"]["dir"])}
+    return {**config, "training": training, "data": data, "results_dir": _last_name(config["results_dir"])}
+
+
+def _last_name(path: str | None) -> str | None:
+    return Path(path).name if path else path
 
 
 @functools.cache

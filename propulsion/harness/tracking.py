@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from propulsion.harness.record import without_paths
 from propulsion.harness.settings import Settings
 
 INIT_TIMEOUT_SECONDS = 30
@@ -51,7 +52,7 @@ class Tracker(TrainerCallback):
             name=settings.cell,
             group=f"{settings.task.name}/{settings.backbone.name}/{settings.method.name}",
             tags=[settings.profile, settings.task.name, settings.backbone.name, settings.method.name],
-            config={name: value for name, value in settings.config.items() if name != "tracking"},
+            config={k: v for k, v in without_paths(settings.config).items() if k != "tracking"},
             settings=wandb.Settings(
                 silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS, x_disable_meta=True, host=""
             ),

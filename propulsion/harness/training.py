@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -23,11 +27,13 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from baselines import Partition
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
+from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
 from propulsion.harness.settings import Settings, TrainingSpec
 
@@ -129,16 +135,51 @@ class Bar(ProgressCallback):
         """Print nothing."""
 
 
-class CellTrainer(Trainer):
-    """The trainer with one optimizer group per learning rate and decay, and a meter."""
+class EpochSampler(Sampler[int]):
+    """Rows of like length together, in an order that the seed and the epoch alone decide.
 
-    def __init__(self, *, partition: Partition, spec: TrainingSpec, meter: Meter, **kwargs: Any) -> None:
+    transformers' own grouping draws from the global random state, which a run resumed in the middle of an
+    epoch no longer has: rows would be seen twice and others not at all.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class CellTrainer(Trainer):
+    """The trainer with its own order of rows, one optimizer group per learning rate and decay, and a meter."""
+
+    def __init__(self, *, partition: Partition, spec: TrainingSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.partition = partition
         self.spec = spec
-        self.meter = meter
         # The families' losses are means over the batch and ignore num_items_in_batch: divide per micro-batch.
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def meter(self) -> Meter:
+        """The meter among the callbacks: a checkpoint puts another in the place of the first."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Meter))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return EpochSampler(self.train_dataset["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)  # the scorer knows the rows by their place
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the trained parameters alone."""
@@ -202,46 +243,62 @@ def train(
     """Train the model's trainable parameters, from the last checkpoint in `checkpoints` if there is one."""
     spec = settings.training
     precision = resolve_precision(spec.precision, settings.backbone.dtype)
-    meter, watch = Meter(), Watch(spec.checkpoint_seconds)
+    watch = Watch(spec.checkpoint_seconds)
     trainer = CellTrainer(
         partition=parts,
         spec=spec,
-        meter=meter,
         model=model,
         args=_arguments(settings, len(train_rows), precision, checkpoints),
         train_dataset=train_rows,
         eval_dataset=evaluation.rows,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None),
         compute_metrics=Scorer(settings.task, evaluation),
-        callbacks=[meter, watch, *callbacks],
+        callbacks=[Meter(), watch, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if sys.stderr.isatty():
         trainer.add_callback(Bar)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = _last_whole_checkpoint(checkpoints)
     try:
         trainer.train(resume_from_checkpoint=last)
         if not watch.diverged and not _evaluated_at_the_end(trainer.state):
             trainer.evaluate()
     except Diverged as error:
         watch.diverged = f"{error} at step {trainer.state.global_step}"
-    meter = trainer.meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Meter))
-    meter.settle()
+    trainer.meter.settle()
     history = read_history(trainer.state.log_history)
-    return Outcome(history, trainer.state.global_step, precision, meter, watch.diverged)
+    return Outcome(history, trainer.state.global_step, precision, trainer.meter, watch.diverged)
+
+
+def _last_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; one that was not is removed."""
+    if not checkpoints.is_dir():
+        return None
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints))
 
 
 def _evaluated_at_the_end(state: TrainerState) -> bool:
     return any("eval_loss" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
 
-def total_steps(spec: TrainingSpec, rows: int, world_size: int = 1) -> int:
-    """Optimizer steps of a whole run."""
+def total_steps(spec: TrainingSpec, rows: int) -> int:
+    """Optimizer steps of a whole run; `batch_size` is that of all devices together."""
     if spec.max_steps > 0:
         return spec.max_steps
-    per_epoch = max(1, math.ceil(math.ceil(rows / (spec.batch_size * world_size)) / spec.accumulation))
+    per_epoch = max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation))
     return math.ceil(per_epoch * spec.epochs)
+
+
+def _per_device(batch_size: int) -> int:
+    """The share of one process of the batch, so that the effective batch is the recipe's on any number of them."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % processes:
+        raise UserError(f"training.batch_size={batch_size} cannot be shared by {processes} processes")
+    return batch_size // processes
 
 
 def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path) -> TrainingArguments:
@@ -249,7 +306,7 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
     cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=spec.batch_size,
+        per_device_train_batch_size=_per_device(spec.batch_size),
         per_device_eval_batch_size=spec.eval_batch_size,
         gradient_accumulation_steps=spec.accumulation,
         num_train_epochs=spec.epochs,
@@ -260,7 +317,6 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
         max_grad_norm=spec.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,
-        train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         save_strategy="no",  # Watch decides
         save_total_limit=1,
@@ -276,6 +332,7 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
-    steps = total_steps(spec, rows, arguments.world_size)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer splits batches over all GPUs it sees, unasked
+    steps = total_steps(spec, rows)
     arguments.eval_steps = spec.eval_steps or max(1, steps // spec.evaluations)
     return arguments

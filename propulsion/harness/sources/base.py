@@ -74,9 +74,10 @@ class Source(ABC):
         labels = rows.select_columns("label").with_format("numpy")[:]["label"]
         missing = int(np.count_nonzero(labels == UNLABELLED))
         if missing == len(rows) or (missing and self.task.labels):
+            use = "trained on" if split == "train" else "scored"
             raise UserError(
                 f"{self.task.name}: {missing} of {len(rows)} '{split}' rows of data={self.data.source} "
-                f"have no label, so they cannot be {'trained on' if split == 'train' else 'scored'}; {self._elsewhere(split)}"
+                f"have no label, so they cannot be {use}; {self._elsewhere(split)}"
             )
         return rows
 

@@ -12,6 +12,7 @@ ANIMAL_STATES = (("dead", "alive"), ("asleep", "awake"), ("wet", "dry"), ("dirty
 PEOPLES = ("boys", "girls", "guests", "teachers", "men", "women", "kids", "kings", "doctors", "players")
 GROUPS = (*PEOPLES, "dogs", "birds", "horses", "cats", "students", "workers")
 ACTS = ("left", "slept", "sang", "spoke", "won", "lost", "cried", "ate", "ran", "fell", "came", "stayed")
+TIMES = ("now", "today", "again")  # so that a premise can also be repeated
 MEASURES = (
     ("taller", "shorter"),
     ("older", "younger"),
@@ -22,12 +23,12 @@ MEASURES = (
 
 
 def states(draw: Draw, label: str) -> tuple[str, ...]:
-    """My door is open. / My door is not closed. (or: My box is closed., My door is closed.)"""
+    """My door is open now. / My door is not closed. (or: My box is closed., My door is closed.)"""
     names, pairs = draw.pick(((THINGS, THING_STATES), (ANIMALS, ANIMAL_STATES)))
     (name, other), pair, owner = draw.two(names), draw.two(draw.pick(pairs)), draw.pick(OWNERS)
     nots = draw.flip(), draw.flip()
     word = pair[(nots[0] != nots[1]) == _agrees(draw, label)]
-    first = f"{owner} {name} is {'not ' * nots[0]}{pair[0]}."
+    first = f"{owner} {name} is {'not ' * nots[0]}{pair[0]} {draw.pick(TIMES)}."
     return first, f"{owner} {other if label == 'neutral' else name} is {'not ' * nots[1]}{word}."
 
 
@@ -48,9 +49,9 @@ def quantities(draw: Draw, label: str) -> tuple[str, ...]:
 
 
 def comparisons(draw: Draw, label: str) -> tuple[str, ...]:
-    """Anna is taller than Ben. / Ben is shorter than Anna. (or: Carl is ..., Ben is taller than Anna.)"""
+    """Anna is taller than Ben now. / Ben is shorter than Anna. (or: Carl is ..., Ben is taller ...)"""
     (one, two, three), (word, opposite) = draw.some(PEOPLE, 3), draw.two(draw.pick(MEASURES))
-    first = f"{one} is {word} than {two}."
+    first = f"{one} is {word} than {two} {draw.pick(TIMES)}."
     if label == "neutral":
         one, two = (one, three) if draw.flip() else (three, two)
     swap = draw.flip()
