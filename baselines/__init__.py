@@ -5,6 +5,6 @@
 """
 
 from baselines.apply import apply_method
-from baselines.counts import Counts, Partition, count, partition
+from baselines.counts import Counts, Partition, count, in_head, partition
 
-__all__ = ["Counts", "Partition", "apply_method", "count", "partition"]
+__all__ = ["Counts", "Partition", "apply_method", "count", "in_head", "partition"]

@@ -61,8 +61,7 @@ def main(arguments: list[str]) -> int:
     """Print the plan. Exit code 2 on bad input."""
     try:
         request = parse(arguments)
-        # A plan needs no GPU: what asking for the paper profile would be refused for is said below.
-        profile, reason = ("paper", "asked for") if request.profile == "paper" else choose_profile(request.profile)
+        profile, reason = choose_profile(request)
         words = sweep_words(sweep_command(request, profile))
         folder = results_dir(request, profile)
         records = load_records(folder)

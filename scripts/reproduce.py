@@ -12,22 +12,24 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from propulsion.harness import planning
+from propulsion.harness import planning, recipes
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY
+from propulsion.harness.sources import open_source
 from scripts.tables import print_tables
 
 PROFILES = ("auto", "mini", "paper")
 METHODS = ["full", "head", "bitfit", "lora", "ia3", "propulsion"]
 PAPER_METHODS = [*METHODS, "propulsion_attn", "propulsion_paper"]
 PAPER_BACKBONES = ["roberta_base", "roberta_large"]
+INTERRUPTED = 130
 MOST_JOBS = 4  # about 1.5 GB of memory each
 
 
@@ -58,25 +60,46 @@ def parse(arguments: list[str]) -> Request:
     return request
 
 
-def choose_profile(name: str) -> tuple[str, str]:
-    """The profile to run and why.
+def choose_profile(request: Request) -> tuple[str, str]:
+    """The profile to run and why. `auto` takes the paper's where all that it needs is at hand.
 
     Raises:
-        UserError: the name is unknown, or `paper` cannot run here.
+        UserError: the name is unknown.
     """
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    cuda = torch.cuda.is_available()
-    if name == "paper" and not cuda:
-        raise UserError(
-            "PROFILE=paper needs a CUDA GPU, and torch sees none here; "
-            "type PROFILE=mini for the small sweep that runs anywhere"
-        )
-    if name != "auto":
-        return name, "asked for"
-    if cuda:
-        return "paper", "torch sees a CUDA GPU"
-    return "mini", "torch sees no CUDA GPU"
+    if request.profile not in PROFILES:
+        raise unknown("profile", request.profile, PROFILES)
+    if request.profile != "auto":
+        return request.profile, "asked for"
+    if not torch.cuda.is_available():
+        return "mini", "torch sees no CUDA GPU"
+    missing = obstacles(request, "paper")
+    return ("mini", missing[0]) if missing else ("paper", "a CUDA GPU, the backbones and the data are at hand")
+
+
+def obstacles(request: Request, profile: str) -> list[str]:
+    """What keeps the profile's sweep from starting here, found before the first of many hours."""
+    one = replace(request, methods="propulsion", seeds="0")  # weights and rows are the same for all
+    cells = planning.settings_of(sweep_words(sweep_command(one, profile)))
+    return planning.obstacles(cells, gpu=profile == "paper")
+
+
+def leave_out_absent(request: Request) -> None:
+    """Where a data folder is given and no tasks are named: keep to the tasks that it has files for, and say so."""
+    if not request.data_dir or request.tasks:
+        return
+    absent = {}
+    for task in suite_tasks(request.suite):
+        (settings,) = planning.settings_of([f"task={task}", "data=local", f"data.dir={request.data_dir}"])
+        try:
+            open_source(settings.task, settings.data)
+        except UserError as error:
+            absent[task] = str(error)
+    present = [task for task in suite_tasks(request.suite) if task not in absent]
+    if not present:
+        raise UserError(next(iter(absent.values())))
+    if absent:
+        print(f"left out: {', '.join(absent)} (no files in {request.data_dir})")
+    request.tasks = ",".join(present)
 
 
 def suite_tasks(suite: str) -> list[str]:
@@ -89,15 +112,10 @@ def suite_tasks(suite: str) -> list[str]:
     return chosen
 
 
-def refuse_paper(command: list[str]) -> None:
-    """Check, before the first of many hours, that the sweep has its GPU, backbones and data.
-
-    Raises:
-        UserError: names the first thing that is missing.
-    """
-    missing = planning.obstacles(planning.settings_of(sweep_words(command)), gpu=True)
-    if missing:
-        raise UserError(f"PROFILE=paper cannot start: {missing[0]}")
+def profile_tasks(suite: str, profile: str) -> list[str]:
+    """All of the suite; of GLUE in the paper profile the paper's eight, which leaves WNLI out."""
+    tasks = suite_tasks(suite)
+    return [task for task in tasks if task in recipes.TASKS] if (suite, profile) == ("glue", "paper") else tasks
 
 
 def sweep_words(command: list[str]) -> list[str]:
@@ -111,7 +129,7 @@ def sweep_command(request: Request, profile: str) -> list[str]:
     command = [sys.executable, "-m", "scripts.run", "-m", f"experiment={profile}", f"profile={profile}"]
     command += [
         f"seed={request.seeds}",
-        f"task={request.tasks or ','.join(suite_tasks(request.suite))}",
+        f"task={request.tasks or ','.join(profile_tasks(request.suite, profile))}",
         f"backbone={request.backbones or ','.join(PAPER_BACKBONES if paper else ['minilm'])}",
         f"method={request.methods or ','.join(PAPER_METHODS if paper else METHODS)}",
     ]
@@ -131,29 +149,36 @@ def results_dir(request: Request, profile: str) -> str:
     return f"results/{profile}-local" if request.data_dir and profile == "mini" else f"results/{profile}"
 
 
+def run_sweep(command: list[str]) -> int:
+    """Run the sweep in a process of its own; on Ctrl-C wait for it to end in order. Returns its exit code."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the sweep got it as well, and says what to type next
+                continue
+
+
 def main(arguments: list[str]) -> int:
-    """Run the sweep and write the tables. Exit codes as scripts.run."""
+    """Run the sweep and write the tables of what is there. Exit codes as scripts.run."""
     started = time.monotonic()
     request = parse(arguments)
     try:
-        profile, reason = choose_profile(request.profile)
+        profile, reason = choose_profile(request)
+        print(f"profile: {profile} ({reason})", flush=True)
+        leave_out_absent(request)
+        missing = obstacles(request, profile)
+        if missing:
+            raise UserError(f"PROFILE={profile} cannot start: {missing[0]}")
         command = sweep_command(request, profile)
-        if profile == "paper":
-            refuse_paper(command)
+        print(f"sweep:   {shlex.join(['python', *command[1:]])}", flush=True)
+        code = run_sweep(command)
+        if code != INTERRUPTED:
+            print_tables(results_dir(request, profile))
+            print(f"took {duration(time.monotonic() - started)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"profile: {profile} ({reason})")
-    print(f"sweep:   {shlex.join(['python', *command[1:]])}", flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code in (2, 130):
-        return code
-    try:
-        print_tables(results_dir(request, profile))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"took {duration(time.monotonic() - started)}")
     return code
 
 

@@ -46,7 +46,9 @@ def first_rates(default: float) -> list[float]:
 
 
 def next_rate(scores: Scores) -> float | None:
-    """One step beyond the edge that the best rate lies on, or None when it lies inside."""
+    """One step beyond the edge that the best rate lies on, or None when it lies inside, or nothing has a score."""
+    if not scores:
+        return None
     best = best_rate(scores)
     if best == max(scores):
         return round_rate(best * STEP)
@@ -56,15 +58,40 @@ def next_rate(scores: Scores) -> float | None:
 
 
 def best_rate(scores: Scores) -> float:
-    """The rate with the highest score; of equals the smallest."""
+    """The rate with the highest score; of equals the smallest.
+
+    Raises:
+        UserError: no rate has a score on every task.
+    """
+    if not scores:
+        raise UserError(
+            "no learning rate has a finished run on every task that is compared; see the failed cells above"
+        )
     return min(scores, key=lambda rate: (-scores[rate], rate))
 
 
-def mean_scores(records: list[dict[str, Any]], method: str, tasks: list[str]) -> Scores:
+def alike(records: list[dict[str, Any]], method: str, backbone: str) -> list[dict[str, Any]]:
+    """The records of one method on one backbone.
+
+    Raises:
+        UserError: they are not all of one size and seed, so that their scores do not compare.
+    """
+    mine = [r for r in records if (r["run"]["method"], r["run"]["backbone"]) == (method, backbone)]
+    sizes = {(r["run"]["seed"], r["run"]["data"]["train_rows"], r["run"]["data"]["eval_rows"]) for r in mine}
+    if len(sizes) != 1:
+        found = "none" if not sizes else ", ".join(map(str, sorted(sizes)))
+        raise UserError(
+            f"the search of {method} on {backbone} needs runs of one (seed, training rows, held-out rows), "
+            f"found {found}; give a results_dir of its own"
+        )
+    return mine
+
+
+def mean_scores(records: list[dict[str, Any]], tasks: list[str]) -> Scores:
     """Mean primary score over the tasks, for each rate that has all of them. A run without a score scores 0."""
     found: dict[float, dict[str, float]] = {}
     for entry in records:
-        if entry["run"]["method"] == method and entry["run"]["task"] in tasks:
+        if entry["run"]["task"] in tasks:
             score = entry["eval"]["last"][entry["eval"]["primary"]] if entry["status"] == SUCCESS else 0.0
             rate = float(entry["run"]["config"]["training"]["learning_rate"])
             found.setdefault(rate, {})[entry["run"]["task"]] = score
@@ -100,6 +127,7 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
         "-m",
         "experiment=search",
         f"backbone={options['backbone']}",
+        "recipe=null",  # the search does not hang on what an earlier one found
     ]
     command += [
         f"data.dir={options['data_dir']}",
@@ -112,24 +140,27 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
 
 
 def search(options: dict[str, str]) -> list[Path]:
-    """Run the whole search; returns the recipe files written."""
+    """Run the whole search; returns the recipe files written.
+
+    Raises:
+        UserError: a sweep could not run, or no rate has a score on every task.
+    """
     written = []
-    compared = options["on"].split(",")
+    compared, backbone = options["on"].split(","), options["backbone"]
     for method in options["methods"].split(","):
         default = float(OmegaConf.load(REPOSITORY / "conf" / "method" / f"{method}.yaml").learning_rate)
         run_rates(options, method, first_rates(default))
         for _ in range(MOST_EXTENSIONS):
-            rate = next_rate(mean_scores(load_records(options["results_dir"]), method, compared))
+            rate = next_rate(mean_scores(alike(load_records(options["results_dir"]), method, backbone), compared))
             if rate is None:
                 break
             run_rates(options, method, [rate])
-        records = load_records(options["results_dir"])
-        scores = mean_scores(records, method, compared)
-        entry = next(r for r in records if r["run"]["method"] == method and r["status"] == SUCCESS)
+        records = alike(load_records(options["results_dir"]), method, backbone)
+        scores = mean_scores(records, compared)
         for task in options["tasks"].split(","):
-            path = REPOSITORY / "conf" / "recipe" / method / options["backbone"] / f"{task}.yaml"
+            path = REPOSITORY / "conf" / "recipe" / method / backbone / f"{task}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(recipe_text(scores, compared, entry), encoding="utf-8")
+            path.write_text(recipe_text(scores, compared, records[0]), encoding="utf-8")
             written.append(path)
     return written
 

@@ -58,10 +58,6 @@ BAD = {
     "targets that match nothing": (["method.peft.target_modules=[nowhere]"], "nowhere"),
     "BitFit without biases": (["backbone=llama_7b", "method=bitfit"], "llama_7b has no biases to train"),
     "a results folder that is a file": (["results_dir=file/results"], "results_dir=<a folder that can>"),
-    "weights that cannot be reached": (
-        ["backbone=roberta_base", "backbone.weights=pretrained", "~backbone.architecture"],
-        "backbone",
-    ),
 }
 
 

@@ -9,17 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from propulsion.harness.errors import UserError
 from scripts import search_rates
-from scripts.search_rates import best_rate, first_rates, mean_scores, next_rate, recipe_text
+from scripts.search_rates import alike, best_rate, first_rates, mean_scores, next_rate, recipe_text
 
 
-def entry(task: str, rate: float, score: float, status: str = "success", method: str = "lora") -> dict[str, Any]:
+def entry(
+    task: str, rate: float, score: float, status: str = "success", method: str = "lora", seed: int = 0
+) -> dict[str, Any]:
     return {
         "status": status,
         "run": {
             "task": task,
             "method": method,
-            "seed": 0,
+            "backbone": "minilm",
+            "seed": seed,
             "config": {"training": {"learning_rate": rate}},
             "data": {"train_rows": 800, "eval_rows": 300},
         },
@@ -54,8 +58,7 @@ def test_the_mean_is_over_all_tasks_or_the_rate_does_not_count() -> None:
         entry("stsb", 9e-3, 0.4),
         entry("rte", 1e-3, 0.1),
     ]
-    records += [entry("sst2", 1e-3, 0.1, method="ia3")]
-    assert mean_scores(records, "lora", ["sst2", "stsb"]) == {
+    assert mean_scores(records, ["sst2", "stsb"]) == {
         1e-3: pytest.approx(0.7),
         9e-3: pytest.approx(0.2),
     }
@@ -81,3 +84,18 @@ def test_the_recipe_holds_the_rate_and_says_where_it_comes_from() -> None:
 def test_bad_words_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert search_rates.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_runs_of_one_method_backbone_size_and_seed_are_compared() -> None:
+    records = [entry("sst2", 1e-3, 0.8), entry("sst2", 1e-3, 0.1, method="ia3")]
+    assert alike(records, "lora", "minilm") == records[:1]
+    with pytest.raises(UserError, match=r"one \(seed, training rows, held-out rows\)"):
+        alike([*records, entry("sst2", 1e-3, 0.9, seed=1)], "lora", "minilm")
+    with pytest.raises(UserError, match="found none"):
+        alike(records, "full", "minilm")
+
+
+def test_nothing_finished_is_one_line() -> None:
+    assert next_rate({}) is None
+    with pytest.raises(UserError, match="no learning rate has a finished run"):
+        best_rate({})

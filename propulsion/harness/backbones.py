@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -269,11 +270,11 @@ def _resolved(weights: Weights, spec: BackboneSpec, path: str) -> Weights:
     """The commit that a branch name such as `main` stood for, and the digest of a hub file."""
     if Path(path).is_dir():
         return weights
-    from huggingface_hub import try_to_load_from_cache
-
+    config = try_to_load_from_cache(spec.id, "config.json", revision=spec.revision)
     file = try_to_load_from_cache(spec.id, WEIGHTS_FILE, revision=spec.revision)
-    if not isinstance(file, str):
-        return weights
+    if not isinstance(file, str):  # several files, or another format: the commit alone says which
+        commit = Path(config).parent.name if isinstance(config, str) else weights.revision
+        return Weights(weights.id, commit, weights.sha256)
     check_digest(Path(file), spec)
     blob = os.path.basename(os.path.realpath(file))  # the cache names large files by their sha256
     sha256 = weights.sha256 or (blob if len(blob) == 64 else None)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from baselines import Counts, apply_method, count, partition
+from baselines import Counts, apply_method, count, in_head, partition
 from propulsion.harness import devices, record
 from propulsion.harness.backbones import Weights, build_empty, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows
@@ -38,16 +38,17 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     key = record.cell_key(settings.config, source.fingerprint())
     path = record.record_path(settings, key)
     done = record.read_record(path)
-    if done is not None and done["status"] != record.FAILED:
+    if done is not None and done["status"] != record.FAILED and not _lacks_weights(settings, key):
         return done, False
     _refuse_early(settings)
     data = _rows(source, settings)
     entry = _blank(settings, key, source, data)
     checkpoints = Path(settings.results_dir, "checkpoints", key)
-    tracker = Tracker(settings, key)
+    tracker = Tracker()
     try:
         _run(settings, data, entry, checkpoints, tracker)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
+        tracker.abandon()
         raise
     except Exception as error:
         entry |= {"status": record.FAILED, "error": record.error_entry(error)}
@@ -59,6 +60,11 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
             shutil.rmtree(checkpoints, ignore_errors=True)
     tracker.finish(entry)
     return entry, True
+
+
+def _lacks_weights(settings: Settings, key: str) -> bool:
+    """Whether weights are asked for that an earlier run of the cell did not keep."""
+    return settings.training.keep_weights and not weights_path(settings.results_dir, key).is_file()
 
 
 def _refuse_early(settings: Settings) -> None:
@@ -131,13 +137,16 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     _fill_model(entry, weights, count(tuned, parts))
     entry["cost"]["adapter_bytes"] = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
     if spec.start_from:
-        load_start(tuned, parts.adapter, spec.start_from)
+        load_start(
+            tuned, [name for name in parts.adapter if not in_head(name, settings.backbone.head)], spec.start_from
+        )
         entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
     length = min(spec.max_length, settings.backbone.max_length)
 
     def encoded(rows: Any) -> Any:
         return encode(rows, tokenizer, settings.task, length)
 
+    tracker.start(settings, entry["key"])
     evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()})
     outcome = train(
         tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import urllib.request
 from urllib.parse import urlsplit
 
 import datasets.config
@@ -18,6 +19,8 @@ def reachable() -> bool:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     endpoint = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if endpoint.scheme in urllib.request.getproxies():
+        return True  # only the proxy could say; the libraries ask it themselves
     port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
     try:
         socket.create_connection((endpoint.hostname, port), timeout=PROBE_SECONDS).close()

@@ -19,8 +19,11 @@ INIT_TIMEOUT_SECONDS = 30
 class Tracker(TrainerCallback):
     """Sends a cell's losses and scores to W&B; does nothing when tracking is off or has failed."""
 
-    def __init__(self, settings: Settings, key: str) -> None:
+    def __init__(self) -> None:
         self.run: Any = None
+
+    def start(self, settings: Settings, key: str) -> None:
+        """Open the run, where tracking is on."""
         if settings.tracking.name == "wandb" and int(os.environ.get("RANK", "0")) == 0:
             self._guard("start", lambda: self._start(settings, key))
 
@@ -29,6 +32,12 @@ class Tracker(TrainerCallback):
     ) -> None:
         if self.run is not None and logs:
             self._guard("log", lambda: self.run.log(dict(logs), step=state.global_step))
+
+    def abandon(self) -> None:
+        """Close the run of a cell that was refused or interrupted, so that the next one gets its own."""
+        if self.run is not None:
+            self._guard("finish", lambda: self.run.finish(exit_code=1))
+            self.run = None
 
     def finish(self, record: dict[str, Any]) -> None:
         """Log the record's scores, counts and cost, and close the run."""

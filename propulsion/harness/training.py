@@ -176,7 +176,8 @@ class CellTrainer(Trainer):
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Meter))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return EpochSampler(self.train_dataset["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+        rows: Any = self.train_dataset
+        return EpochSampler(rows["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return SequentialSampler(eval_dataset)  # the scorer knows the rows by their place
