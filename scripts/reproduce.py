@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -150,13 +151,16 @@ def results_dir(request: Request, profile: str) -> str:
 
 
 def run_sweep(command: list[str]) -> int:
-    """Run the sweep in a process of its own; on Ctrl-C wait for it to end in order. Returns its exit code."""
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # the sweep got it as well, and says what to type next
-                continue
+    """Run the sweep in a process of its own. Returns its exit code.
+
+    Ctrl-C is the sweep's to answer: it gets the signal as well, ends in order, and says what to type next.
+    """
+    process = subprocess.Popen(command)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def main(arguments: list[str]) -> int:
