@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
 import shutil
 import socket
 from pathlib import Path
@@ -15,12 +17,20 @@ from propulsion.harness.cell import run_cell
 from propulsion.harness.claims import FAILS, HOLDS, NOT_AVAILABLE, NOT_RUN, ONLY_AS_COUNTED, UNDECIDED
 from propulsion.harness.errors import UserError
 from propulsion.harness.recipes import METHODS
+from propulsion.harness.record import without_paths
 from propulsion.harness.tables import load_records
 from scripts import claims as script
 from tests.conftest import ROOT, compose_settings
 
 REFERENCE = ROOT / "results" / "reference"
 Record = dict[str, Any]
+
+
+@functools.cache
+def by_the_recipe(method: str, task: str) -> dict[str, Any]:
+    """The config that Hydra composes for a cell of the paper profile."""
+    settings = compose_settings("experiment=paper", "backbone=roberta_base", f"method={method}", f"task={task}")
+    return without_paths(settings.config)
 
 
 def made_up(
@@ -32,6 +42,7 @@ def made_up(
     **changes: Any,
 ) -> Record:
     """A record as the paper profile would leave it; `changes` are dotted paths with `__` for the dot."""
+    config = copy.deepcopy(by_the_recipe(method, task)) | {"seed": seed}
     history = [
         {"step": steps * (i + 1), "loss": 1.0, "scores": {"accuracy": a, "f1": a - 0.1}} for i, a in enumerate(accuracy)
     ]
@@ -39,11 +50,8 @@ def made_up(
         "status": "success",
         "run": {
             **{"task": task, "backbone": "roberta_base", "method": method, "seed": seed, "profile": "paper"},
-            "config": {
-                "training": {"learning_rate": 1e-4, "batch_size": 32, "max_length": 512, "max_steps": -1},
-                "recipe": {"version": 1},
-                "seed": seed,
-            },
+            "config": config,
+            "start": None,
             "data": {"source": "hub", "official": True, "fingerprint": "f"},
             "weights": {"id": "FacebookAI/roberta-base"},
         },
@@ -200,13 +208,47 @@ def test_a_missing_reference_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ({"run__weights__id": "random"}, "random weights"),
         ({"run__config__training__max_train_rows": 100}, "training cut short"),
         ({"run__config__training__max_steps": 100}, "training cut short"),
+        ({"run__config__training__epochs": 1.0}, "not by the recipe: training.epochs"),
+        ({"run__config__training__accumulation": 2}, "not by the recipe: training.accumulation"),
+        ({"run__config__method__degree": 5}, "not by the recipe: method.degree"),
+        ({"run__config__backbone__pooling": "mean"}, "not by the recipe: backbone.pooling"),
+        ({"run__config__recipe__version": 9}, "not by the recipe: recipe.version"),
+        ({"run__config__recipe": None}, "no recipe"),
+        ({"run__start": {"sha256": "f" * 64}}, "started from another run"),
+        ({"run__config__training__start_from": "last.safetensors"}, "started from another run"),
+        ({"run__config__training__eval_steps": 10}, evidence.EVALUATED_OTHERWISE),
     ],
 )
 def test_what_is_no_evidence_decides_nothing(changes: dict[str, Any], reason: str) -> None:
+    assert evidence.unusable(made_up()) is None
     records = [made_up(seed=seed, **changes) for seed in range(3)]
     assert evidence.unusable(records[0]) == reason
     (entry,) = claims.ledger([], [row("90.0")], records)
     assert (entry.verdict, entry.n, entry.ours) == (NOT_RUN, 0, "")
+
+
+@pytest.mark.parametrize("method", [*METHODS, "propulsion_package"])
+def test_a_run_by_the_recipe_counts_whatever_the_method(method: str) -> None:
+    record = made_up(method)
+    assert evidence.unusable(record) is None
+    record["run"]["config"]["training"] |= {"checkpoint_seconds": 5.0, "keep_weights": True}  # decide no score
+    del record["run"]["config"]["training"]["dropout"]  # from before the key, and at its default
+    assert evidence.unusable(record) is None
+    record["run"]["config"]["training"]["learning_rate"] *= 2
+    assert evidence.unusable(record) == "not by the recipe: training.learning_rate"
+
+
+def test_a_run_without_a_recipe_in_the_repository_decides_nothing() -> None:
+    record = made_up()
+    record["run"]["method"] = "head"  # has none on this backbone
+    assert evidence.unusable(record) == "no recipe"
+
+
+def test_started_runs_are_no_seeds_of_fresh_ones() -> None:
+    started = [made_up(seed=seed, run__start={"sha256": "f" * 64}) for seed in (1, 2)]
+    fresh = [made_up(seed=seed) for seed in (0, 5, 6)]
+    own, others = evidence.runs_of(started + fresh, "propulsion_paper", "roberta_base", "rte")
+    assert ([record["run"]["seed"] for record in own], others) == ([0, 5, 6], 2)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +288,10 @@ def test_the_rule_of_the_reference_picks_the_row() -> None:
 def test_other_settings_are_no_seeds_and_the_choice_does_not_look_at_scores() -> None:
     usual = [made_up(seed=s, accuracy=(0.9,)) for s in range(3)]
     better = [made_up(seed=s, accuracy=(0.95,), run__config__training__learning_rate=1.0) for s in (7, 8)]
-    (entry,) = claims.ledger([], [row("95.0")], better + usual)
+    (entry,) = claims.ledger([], [row("95.0")], better + usual, refuse=lambda _: None)
     assert (entry.verdict, entry.n, entry.value) == (FAILS, 3, pytest.approx(90.0))
     assert "2 runs with other settings left out" in entry.conditions
-    assert "recipe 1, learning rate 0.0001, batch 32" in entry.conditions
+    assert "recipe 1, learning rate 0.0002, batch 32" in entry.conditions
 
 
 # The other kinds
@@ -273,18 +315,34 @@ def test_a_gain_needs_all_six_tasks_by_the_same_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "changes", "verdict"),
+    ("ratio", "changes", "verdict", "reason"),
     [
-        (1.51, {}, HOLDS),
-        (1.0, {}, FAILS),
-        (1.51, {"env__device": "CPU x"}, NOT_RUN),
-        (1.51, {"run__config__training__batch_size": 16}, NOT_RUN),
+        (1.51, {}, HOLDS, ""),
+        (1.0, {}, FAILS, ""),
+        (1.51, {"env__device": "CPU x"}, NOT_RUN, "not comparable: not measured on a GPU (3 pairs)"),
+        (1.51, {"env__precision": "fp32"}, NOT_RUN, "not comparable: precision differs (3 pairs)"),
+        (
+            *(1.51, {"env__device": "NVIDIA L4", "run__config__training__batch_size": 16}, NOT_RUN),
+            "not comparable: device and batch size differ (3 pairs)",
+        ),
     ],
 )
-def test_memory_is_compared_on_one_gpu_and_batch(ratio: float, changes: dict[str, Any], verdict: str) -> None:
-    ours = [made_up(seed=s) for s in range(3)]
+def test_memory_is_compared_on_one_gpu_precision_and_batch(
+    ratio: float, changes: dict[str, Any], verdict: str, reason: str
+) -> None:
+    ours = [made_up("propulsion", s) for s in range(3)]
     theirs = [made_up("lora", s, cost__peak_memory_bytes=int(ratio * 10**10), **changes) for s in range(3)]
-    assert claims.judge_memory(claim("memory"), ours + theirs).verdict == verdict
+    entry = claims.judge_memory(claim("memory"), ours + theirs)
+    assert entry.verdict == verdict
+    assert reason in entry.conditions
+    assert ("not comparable" in entry.conditions) == bool(reason)
+
+
+def test_the_two_sides_of_the_memory_claim_can_be_compared_by_their_recipes() -> None:
+    stated = claim("memory")
+    ours, theirs = (by_the_recipe(stated[side], "rte")["training"] for side in ("subject", "against"))
+    for key in ("precision", "batch_size", "max_length"):
+        assert ours[key] == theirs[key]
 
 
 @pytest.mark.parametrize(
@@ -300,6 +358,54 @@ def test_steps_to_accuracy(accuracy: tuple[float, ...], steps: int, verdict: str
     records = [made_up(seed=s, task="sst2", accuracy=accuracy, steps=steps) for s in range(3)]
     assert claims.judge_speed(claim("sst2-propulsion"), records).verdict == verdict
     assert claims.judge_speed(claim("sst2-propulsion"), records[:2]).verdict == NOT_RUN
+
+
+def test_the_target_is_the_claims_own() -> None:
+    records = [made_up("lora", s, task="sst2", accuracy=(0.88, 0.91), steps=50) for s in range(3)]
+    stated = claim("sst2-adalora") | {"subject": "lora"}
+    assert (stated["target"], claim("sst2-lora")["target"]) == ("0.87", "0.90")
+    assert claims.judge_speed(stated, records).value == 50
+    assert claims.judge_speed(claim("sst2-lora"), records).value == 100
+
+
+def test_speed_is_decided_by_runs_evaluated_every_few_steps_and_scores_are_not() -> None:
+    usual = [made_up(seed=s, task="sst2", accuracy=(0.91, 0.92), steps=100) for s in range(3)]
+    often = {"task": "sst2", "accuracy": (0.8, 0.8, 0.8, 0.91), "steps": 10, "run__config__training__eval_steps": 10}
+    fine = [made_up(seed=s, **often) for s in range(3)]
+    cell = row("92.0", task="sst2")
+
+    def judged(records: list[Record]) -> tuple[claims.Entry, claims.Entry]:
+        speed, score = claims.ledger([claim("sst2-propulsion")], [cell], records)
+        return speed, score
+
+    wanted = "to decide: 3 seeds by the recipe but for training.eval_steps=10"
+    speed, score = judged(usual)
+    assert (speed.verdict, score.verdict) == (UNDECIDED, HOLDS)
+    assert f"no evaluation by step 50; {wanted}" in speed.conditions
+    assert wanted in judged([])[0].conditions
+    for records in (usual + fine, fine + usual):
+        speed, score = judged(records)
+        assert (speed.verdict, speed.value, speed.n) == (HOLDS, 40, 3)
+        assert wanted not in speed.conditions
+        assert (score.verdict, score.value) == (HOLDS, pytest.approx(92.0))
+    assert judged(fine)[1].verdict == NOT_RUN
+    assert judged(usual + fine[:2])[0].verdict == UNDECIDED
+
+
+@pytest.mark.parametrize("target", ["", "x", "0", "90"])
+def test_a_claim_of_speed_needs_a_target(target: str, tmp_path: Path) -> None:
+    text = (REFERENCE / "claims.csv").read_text(encoding="utf-8")
+    assert ",sst2,0.87," in text
+    (tmp_path / "claims.csv").write_text(text.replace(",sst2,0.87,", f",sst2,{target},"), encoding="utf-8")
+    with pytest.raises(UserError, match="line 14, target"):
+        references.read_claims(tmp_path / "claims.csv")
+
+
+def test_only_methods_that_are_not_here_are_called_absent() -> None:
+    entries = claims.ledger([], references.read_scores(REFERENCE / "glue.csv"), [])
+    absent = {e.id.split("/")[2] for e in entries if "no method" in e.conditions}
+    assert absent == {"lora_notebook"}
+    assert any("/propulsion_package/" in e.id for e in entries)
 
 
 @pytest.mark.parametrize(

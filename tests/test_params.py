@@ -85,6 +85,11 @@ def test_the_notebooks_other_two_counts_of_roberta_base() -> None:
     assert z + head == 677_378  # the STS-B notebook trains its head, with z on it
 
 
+def test_the_packaged_function_is_counted_with_the_rest() -> None:
+    rows = {(row.method, row.policy): row for row in params.count_all(["roberta_base"])}
+    assert rows["propulsion_package", "frozen"].counts.trainable == 169_732
+
+
 def test_a_row_holds_together() -> None:
     row = counted("minilm", "propulsion")
     assert row.counts is not None

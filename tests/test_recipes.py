@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ def test_propulsion_paper_is_the_notebooks_protocol(task: str) -> None:
     assert training.batch_size == (16 if stsb else 32)
     assert (training.schedule, training.warmup_steps) == (("linear", 0) if stsb else ("cosine", 500))
     assert training.best_by == "loss"
+    assert training.dropout == (0.0 if task in ("mnli", "qqp") else None)
     assert settings.method.head == ("trained" if stsb else "frozen")
     assert settings.method.degree == settings.method.peft["degree"] == (35 if task == "mnli" else 55)
     assert (settings.profile, settings.data.source, settings.tracking.name) == ("paper", "hub", "wandb")
@@ -133,7 +136,7 @@ def test_a_recipe_composes_and_the_command_line_wins(method: str) -> None:
     settings = compose_settings(*cell, "training.learning_rate=0.5", "seed=3")
     values = recipes.keys(recipe(method, "roberta_large", "qqp"))
     assert settings.recipe is not None
-    assert settings.recipe.version == 1
+    assert settings.recipe.version == recipe(method, "roberta_large", "qqp")["recipe"]["version"]
     assert settings.training.learning_rate == 0.5
     assert settings.training.batch_size == values["training.batch_size"]
     assert settings.training.epochs == values["training.epochs"]
@@ -141,6 +144,81 @@ def test_a_recipe_composes_and_the_command_line_wins(method: str) -> None:
 
 def test_a_cell_without_a_recipe_has_none() -> None:
     assert compose_settings("experiment=paper", "backbone=roberta_base", "method=head", "task=rte").recipe is None
+
+
+@pytest.mark.parametrize("file", recipe_files(), ids=lambda f: "/".join(f.with_suffix("").parts[-3:]))
+def test_no_note_excuses_what_a_key_can_say(file: Path) -> None:
+    content = recipes.read(file)
+    for note in content["recipe"].get("notes", []):
+        assert "dropout" not in note  # training.dropout can say it
+        assert "MNLI run" not in note or "training.start_from is off" in note
+    if "dropout" in content.get("training", {}):  # values changed since version 1
+        assert content["recipe"]["version"] >= 2
+
+
+@pytest.mark.parametrize("method", [*recipes.METHODS, "propulsion_package"])
+def test_what_a_recipe_composes_to_is_what_hydra_composes(method: str) -> None:
+    found = recipes.composed(method, "roberta_base", "cola")
+    config = compose_settings("experiment=paper", "backbone=roberta_base", f"method={method}", "task=cola").config
+    assert found == {group: config[group] for group in recipes.GROUPS}
+    assert recipes.composed("head", "roberta_base", "cola") is None
+
+
+# What decides a run. A key that moves makes every finished cell run again.
+
+SMALL = {
+    "task": {"name": "rte", "version": 1, "suite": "glue", "primary": "accuracy", "title": "RTE"},
+    "backbone": {"name": "b", "family": "roberta", "id": "some/id", "note": "words"},
+    "method": {"name": "m", "apply": "peft", "learning_rate": 0.5, "peft": {"r": 8}},
+    "data": {"source": "local", "dir": "somewhere"},
+    "training": {"learning_rate": 0.001, "epochs": 2.0, "batch_size": 16, "dropout": None, "start_from": None},
+    "tracking": {"name": "off"},
+    "recipe": {"version": 1, "sources": {"training.epochs": "ours"}, "notes": []},
+    "seed": 3,
+    "profile": "custom",
+    "results_dir": "results",
+}
+
+
+def test_the_key_of_a_config_stays() -> None:
+    assert record.HARNESS_VERSION == 1, "a new version changes every key: update the one below"
+    assert record.cell_key(SMALL, "rows:1") == "df6d756ce061a477", "finished cells would not be found any more"
+
+
+def test_the_defaults_that_keys_leave_out_stay() -> None:
+    text = json.dumps(record._defaults(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert digest == "934bc95aa5a9e970", (
+        "a default changed, so raise record.HARNESS_VERSION (unless the change is a new key whose default leaves "
+        "scores as they were), and update the digest"
+    )
+
+
+def test_a_start_decides_a_run_by_its_content(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file, content in zip(files, ("one", "one", "two"), strict=True):
+        file.write_text(content)
+    fresh = record.cell_key(SMALL, "")
+    same, again, other = (
+        record.cell_key({**SMALL, "training": {**SMALL["training"], "start_from": str(file)}}, "") for file in files
+    )
+    assert same == again
+    assert len({fresh, same, other}) == 3
+
+    def start(known: Any, name: str | None) -> Any:
+        run = {"config": {**SMALL, "training": {**SMALL["training"], "start_from": name}}, "start": known}
+        return record.decisive(run)["start"]
+
+    assert start({"sha256": "f0"}, "last.safetensors") == "f0"
+    assert start(None, "last.safetensors") == "last.safetensors"  # failed before the file was read
+    assert start(None, None) is None
+
+
+def test_a_setting_newer_than_a_record_has_its_default() -> None:
+    older = {**SMALL, "training": {k: v for k, v in SMALL["training"].items() if k != "dropout"}}
+    assert record.decisive({"config": older}) == record.decisive({"config": SMALL})
+    changed = {**SMALL, "training": {**SMALL["training"], "dropout": 0.0}}
+    assert record.decisive({"config": changed}) != record.decisive({"config": SMALL})
 
 
 def test_the_version_of_a_recipe_is_part_of_the_key_and_its_words_are_not() -> None:

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from propulsion.harness import record as records_on_disk
+from propulsion.harness import sheets
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import (
     RULES,
@@ -123,6 +125,7 @@ def make(
                 "official": False,
             },
             "weights": {"id": "some/id", "revision": "abc", "sha256": "f" * 64} if ok else None,
+            "start": None,
         },
         "params": {
             "adapter": 36864 if ok else None,
@@ -331,6 +334,46 @@ def test_other_settings_are_another_row_and_never_a_seed() -> None:
     per_task = [make("rte", learning_rate=0.001), make("cola", learning_rate=0.003)]
     assert [row.label for row in build(per_task, "glue").rows] == ["lora"]
     assert dict(build(per_task, "glue").conditions)["Learning rate"] == "cola: 0.003; rte: 0.001"
+
+
+def started(task: str = "rte", seed: int = 0, last: float = 0.9, digest: str = "abcdef012345") -> dict[str, Any]:
+    record = make(task, "lora", seed, last, start_from="last.safetensors")
+    record["run"]["start"] = {"sha256": digest + "f" * 52}
+    return record
+
+
+def test_a_run_started_from_another_is_its_own_row_and_said() -> None:
+    fresh = [make("rte", "lora", seed, 0.5) for seed in (0, 1)]
+    table = build([*fresh, started(seed=0), started(seed=2), started(seed=3, digest="0" * 12)], "glue")
+    assert {row.label: len(row.records) for row in table.rows} == {
+        "lora (start=null)": 2,
+        "lora (start=abcdef012345)": 2,
+        "lora (start=000000000000)": 1,
+    }
+    assert cells(table, "lora (start=null)")["RTE Acc"].startswith("50.0 ")
+    words = dict(table.conditions)["Start"]
+    assert "the trained tensors of another run (abcdef012345) (2 of 5 runs)" in words
+    assert "the backbone alone (2 of 5 runs)" in words
+    assert "Start" not in dict(build(fresh, "glue").conditions)
+    found = {(row["variant"], row["start_sha256"]) for row in rows([table])}
+    assert ("start=abcdef012345", "abcdef012345" + "f" * 52) in found
+    assert ("start=null", "") in found
+
+
+def test_a_started_run_shares_no_average_with_fresh_ones_of_other_tasks() -> None:
+    table = build([started("rte"), make("cola", "lora", 0, 0.2), make("rte", "full"), make("cola", "full")], "glue")
+    assert {row.label for row in table.rows} == {"lora (start=null)", "lora (start=abcdef012345)", "full"}
+    assert cells(table, "lora (start=abcdef012345)")["average of 2"] == "—"
+    (alone,) = build([started("rte")], "glue").rows
+    assert alone.variant == "start=abcdef012345"
+
+
+def test_a_record_from_before_a_setting_is_a_seed_of_those_with_its_default() -> None:
+    older, newer = make(seed=0), make(seed=1, dropout=None)
+    assert [row.label for row in build([older, newer], "glue").rows] == ["lora"]
+    other = make(seed=2, dropout=0.0)
+    labels = {row.label for row in build([older, newer, other], "glue").rows}
+    assert labels == {"lora (dropout=null)", "lora (dropout=0.0)"}
 
 
 def test_the_same_cell_twice_is_refused() -> None:
@@ -691,6 +734,43 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         write_tables(tmp_path)
+
+
+def _write_a_record(folder: Path) -> None:
+    records_on_disk.write_record(folder / "glue.csv", {"key": "glue"})
+
+
+def _write_a_sheet(folder: Path) -> None:
+    sheets.write(folder, "glue", {"csv": "text"})
+
+
+def _write_a_table(folder: Path) -> None:
+    save(folder.parent, [make()])
+    write_tables(folder.parent)
+
+
+@pytest.mark.parametrize("write", [_write_a_record, _write_a_sheet, _write_a_table])
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_file_is_written_whole_or_not_at_all(
+    write: Any, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    kept = {name: f"{name} as it was" for name in ("glue.csv", "glue.md", "glue.tex")}
+    for name, text in kept.items():
+        (folder / name).write_text(text)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records_on_disk.os, broken, refuse)
+    with pytest.raises((UserError, OSError), match="No space left on device"):
+        write(folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == kept
+    monkeypatch.undo()
+    write(folder)
+    assert (folder / "glue.csv").read_text() != kept["glue.csv"]
+    assert {path.name for path in folder.iterdir()} == set(kept)
 
 
 def test_print_shows_scores_size_and_cost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,12 @@ import json
 from collections import defaultdict
 from typing import Any
 
-from propulsion.harness.record import IGNORED, SUCCESS
+from propulsion.harness import recipes
+from propulsion.harness.record import SUCCESS, decisive
 
 Record = dict[str, Any]
+EVALUATED_OTHERWISE = "evaluated at other steps than the recipe's, which counts for the claims of speed alone"
+EVALUATION = {"training.evaluations", "training.eval_steps"}
 
 
 def unusable(record: Record) -> str | None:
@@ -24,7 +27,29 @@ def unusable(record: Record) -> str | None:
         return "random weights"
     if config["training"].get("max_train_rows") is not None or config["training"].get("max_steps", -1) > 0:
         return "training cut short"
-    return None
+    if decisive(run)["start"] is not None:
+        return "started from another run"
+    return _off_recipe(run)
+
+
+def _off_recipe(run: dict[str, Any]) -> str | None:
+    """How a run departs from its cell's recipe, or None."""
+    expected = recipes.composed(run["method"], run["backbone"], run["task"])
+    if expected is None or not run["config"].get("recipe"):
+        return "no recipe"
+    ours, theirs = (_flat(decisive({"config": config})) for config in (run["config"], expected))
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if not differing:
+        return None
+    if EVALUATION.issuperset(differing):
+        return EVALUATED_OTHERWISE
+    return f"not by the recipe: {', '.join(differing)}"
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe is about, `training.epochs` -> value."""
+    groups = {group: config.get(group) or {} for group in recipes.GROUPS}
+    return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
 
 
 def runs_of(records: list[Record], method: str, backbone: str, task: str) -> tuple[list[Record], int]:
@@ -53,10 +78,7 @@ def by_seed(records: list[Record], method: str, backbone: str, task: str) -> dic
 
 def _settings(run: dict[str, Any]) -> str:
     """All that decides a run's scores but the seed, as text."""
-    kept = {key: value for key, value in run["config"].items() if key not in (*IGNORED[""], "seed")}
-    for group, keys in IGNORED.items():
-        if isinstance(kept.get(group), dict):
-            kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
+    kept = {key: value for key, value in decisive(run).items() if key != "seed"}
     return json.dumps([kept, run["data"].get("fingerprint")], sort_keys=True)
 
 
@@ -84,12 +106,25 @@ def below_at(record: Record, step: int | None, limit: float) -> bool:
     return any(s >= limit and (step is None or s < step) for s in steps)
 
 
-def footprint(record: Record) -> tuple[Any, ...] | None:
-    """What peak memory may be compared across; None where it was not measured on a GPU."""
+def evaluated_by(record: Record, limit: float) -> bool:
+    """Whether there is an evaluation at or before a step: only then can a claim of `within` so many steps hold."""
+    return any(point["step"] <= limit for point in record["eval"]["history"])
+
+
+def incomparable(*records: Record) -> str:
+    """Why the peak memory of runs cannot be compared, as in `precision differs`; '' where it can."""
+    if any(str(r["env"]["device"]).startswith("CPU") or not r["cost"]["peak_memory_bytes"] for r in records):
+        return "not measured on a GPU"
+    footprints = [_footprint(record) for record in records]
+    differing = [name for name in footprints[0] if len({footprint[name] for footprint in footprints}) > 1]
+    return f"{' and '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}" if differing else ""
+
+
+def _footprint(record: Record) -> dict[str, Any]:
+    """What must agree for peak memory to compare."""
     env, training = record["env"], record["run"]["config"]["training"]
-    if str(env["device"]).startswith("CPU") or not record["cost"]["peak_memory_bytes"]:
-        return None
-    return (env["device"], env["precision"], training["batch_size"], training["max_length"])
+    sizes = {"batch size": training["batch_size"], "max_length": training["max_length"]}
+    return {"device": env["device"], "precision": env["precision"], **sizes}
 
 
 def conditions(records: list[Record]) -> str:

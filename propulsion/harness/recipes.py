@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from propulsion.harness.record import REPOSITORY
+from propulsion.harness.settings import Config
 
-FOLDER = REPOSITORY / "conf" / "recipe"
+CONF = REPOSITORY / "conf"
+FOLDER = CONF / "recipe"
+GROUPS = ("task", "backbone", "method", "training", "recipe")  # of a config: all that a recipe is about
 OURS = "ours"  # what follows it says how the value was chosen
 # What a value's source may be. A value whose publication was not seen is `ours`, whatever it was taken from.
 SOURCES = (
@@ -44,6 +49,21 @@ def read(file: Path) -> dict[str, Any]:
     """A recipe as it stands in its file."""
     content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content
+
+
+@functools.cache
+def composed(method: str, backbone: str, task: str) -> dict[str, Any] | None:
+    """`GROUPS` of the config of a run that follows the cell's recipe to the letter; None without a recipe."""
+    if not path(method, backbone, task).is_file():
+        return None
+    names = {"task": task, "backbone": backbone, "method": method}
+    files: dict[Any, Any] = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in names.items()}
+    config: Any = OmegaConf.merge(
+        OmegaConf.structured(Config),
+        {**files, "training": {"learning_rate": "${method.learning_rate}"}},  # as conf/config.yaml
+        read(path(method, backbone, task)),
+    )
+    return {group: OmegaConf.to_container(config[group], resolve=True) for group in GROUPS}
 
 
 def keys(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -47,15 +47,41 @@ def cell_key(config: dict[str, Any], fingerprint: str) -> str:
     The task's version and the backbone's digest and revision are part of the config; a file to start from
     counts by its content.
     """
+    start = config["training"]["start_from"]  # the file counts, not where it lies
+    kept = _decisive(config, start_digest(start) if start else None)
+    identity = {"harness": HARNESS_VERSION, "config": _without_defaults(kept, _defaults()), "data": fingerprint}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def decisive(run: dict[str, Any]) -> dict[str, Any]:
+    """What decides a recorded run's scores, its seed included: the config as it counts, and `start`.
+
+    Args:
+        run: the `run` part of a record. A setting that is newer than the record has its default.
+
+    Returns:
+        The config without what `IGNORED` lists. `start` is the digest of the file that the run started from, the
+        file's name where the run ended before it was read, or None for a fresh run.
+    """
+    config: dict[str, Any] = run["config"]
+    known, start = run.get("start"), (config.get("training") or {}).get("start_from")
+    if isinstance(known, dict):
+        start = known.get("sha256") or start
+    filled = dict(config)
+    for group, defaults in _defaults().items():
+        if isinstance(defaults, dict) and isinstance(config.get(group), dict):
+            filled[group] = {**{key: v for key, v in defaults.items() if v != MISSING}, **config[group]}
+    return _decisive(filled, start)
+
+
+def _decisive(config: dict[str, Any], start: str | None) -> dict[str, Any]:
+    """The one rule of what makes a run another run: for the cell's key, the tables and the claims."""
     kept = {key: value for key, value in config.items() if key not in IGNORED[""]}
     for group, keys in IGNORED.items():
         if group and kept.get(group):
             kept[group] = {key: value for key, value in kept[group].items() if key not in keys}
-    start = config["training"]["start_from"]  # the file counts, not where it lies
-    kept["start"] = start_digest(start) if start else None
-    identity = {"harness": HARNESS_VERSION, "config": _without_defaults(kept, _defaults()), "data": fingerprint}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {**kept, "start": start}
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
@@ -105,12 +131,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write by temporary file, fsync and rename: a reader sees the old file or the new one, whole."""
+    """Write a record, whole or not at all."""
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write by temporary file, fsync and rename: a reader sees the old file or the new one, whole.
+
+    Raises:
+        OSError: the folder cannot be made or written; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

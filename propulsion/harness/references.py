@@ -16,7 +16,7 @@ MISSING_SOURCE = "not available"
 
 CLAIM_COLUMNS = (
     *("id", "kind", "statement", "place", "source", "standing", "number", "reference", "relation"),
-    *("subject", "against", "backbone", "against_backbone", "task", "how"),
+    *("subject", "against", "backbone", "against_backbone", "task", "target", "how"),
 )
 SCORE_COLUMNS = (
     *("method", "backbone", "task", "metric", "value", "rule"),
@@ -28,7 +28,7 @@ def read_claims(path: Path) -> list[dict[str, str]]:
     """The claims, checked.
 
     Raises:
-        UserError: a kind or standing that is not known, or a reference that is no number.
+        UserError: a kind or standing that is not known, or a reference or a target that is no number.
     """
     rows = _read(path, CLAIM_COLUMNS)
     for line, row in enumerate(rows, 2):
@@ -36,6 +36,8 @@ def read_claims(path: Path) -> list[dict[str, str]]:
         _known(path, line, "standing", row["standing"], STANDINGS)
         if row["reference"]:
             _number(path, line, "reference", row["reference"])
+        if row["kind"] == "speed" and not 0 < _number(path, line, "target", row["target"]) <= 1:
+            raise UserError(f"{path}, line {line}, target {row['target']}: type the accuracy to reach, as in 0.9")
     return rows
 
 

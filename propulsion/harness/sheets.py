@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from propulsion.harness.errors import UserError
+from propulsion.harness.record import write_text
 from propulsion.harness.tables import escape
 
 NONE = "—"
@@ -81,11 +81,8 @@ def write(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]:
     paths = []
     for ending, text in texts.items():
         path = folder / f"{name}.{ending}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            write_text(path, text)
         except OSError as error:
             reason = f"{path} cannot be written ({error.strerror})"
             raise UserError(f"{reason}; set results_dir=<a folder that can>") from error

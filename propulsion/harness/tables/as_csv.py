@@ -19,6 +19,7 @@ CONDITIONS = {
     "task_version": "run.task_version",
     **{f"data_{k}": f"run.data.{k}" for k in ("source", "fingerprint", "train_rows", "eval_rows", "official")},
     **{f"weights_{name}": f"run.weights.{name}" for name in ("id", "revision", "sha256")},
+    "start_sha256": "run.start.sha256",
     "recipe_version": "run.config.recipe.version",
     **{
         name: f"run.config.training.{name}"

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from propulsion.harness.record import DIVERGED, FAILED, SUCCESS
+from propulsion.harness.record import DIVERGED, FAILED, SUCCESS, decisive
 from propulsion.harness.tables.reading import Record, at
+from propulsion.harness.tables.variants import short_start
 
 SUITES = {"glue": "GLUE", "superglue": "SuperGLUE"}
 VERSIONS = ("python", "torch", "transformers", "peft", "datasets")
@@ -43,6 +44,7 @@ def conditions(records: list[Record]) -> list[tuple[str, str]]:
         ("Schedule", _describe(records, _schedule)),
         ("Learning rate", _describe(records, _learning_rate, ("method", "task", "backbone"))),
         ("Settings", _describe(records, _settings)),
+        ("Start", _starts(records)),
         ("Head", _describe(records, lambda r: at(r, "run.config.method.head"), ("method",))),
         ("Best checkpoint by", _describe(records, lambda r: at(r, "run.config.training.best_by"))),
         ("Device", _describe(records, _device)),
@@ -165,6 +167,18 @@ def _learning_rate(record: Record) -> str | None:
 def _settings(record: Record) -> str:
     version = at(record, "run.config.recipe.version")
     return "the method's defaults" if version is None else f"recipe version {version}"
+
+
+def _starts(records: list[Record]) -> str:
+    """Which runs started from another run's trained tensors; nothing where none did."""
+    if all(decisive(record["run"])["start"] is None for record in records):
+        return ""
+    return _describe(records, _start)
+
+
+def _start(record: Record) -> str:
+    start = short_start(decisive(record["run"])["start"])
+    return "the backbone alone" if start is None else f"the trained tensors of another run ({start})"
 
 
 def _device(record: Record) -> str | None:

@@ -26,6 +26,9 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
 OPTIONAL: dict[str, type | tuple[type, ...]] = {  # null, or of this type
     "run.weights": dict,
     **{f"run.weights.{name}": str for name in ("id", "revision", "sha256")},
+    "run.start": dict,
+    "run.start.sha256": str,
+    "run.config.training.start_from": str,
     **{f"run.config.{group}": dict for group in ("task", "backbone", "method", "data", "training", "recipe")},
     "run.config.task.labels": list,
     "run.config.task.parts": dict,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TextIO
 
 from propulsion.harness.errors import UserError
+from propulsion.harness.record import write_text
 from propulsion.harness.tables.as_csv import to_csv
 from propulsion.harness.tables.build import build
 from propulsion.harness.tables.model import RULES, Table
@@ -60,14 +59,9 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"table {path} cannot be written ({error.strerror})") from error
 
 
