@@ -24,7 +24,8 @@ KEYS = ("results_dir", "reference", "out")
 TITLE = "Does the paper hold? Its claims, one by one"
 EXPLAINED = (
     "Only runs of the paper profile count: published evaluation rows, pretrained weights, training not cut "
-    f"short. Scores, in points of 100: two one-sided t tests at 5 % over {claims.SEEDS} seeds or more, "
+    "short, not started from another run, and by the cell's recipe (for claims of speed, evaluated at any steps). "
+    f"Scores, in points of 100: two one-sided t tests at 5 % over {claims.SEEDS} seeds or more, "
     f"margin {claims.POINTS:g} point. Memory: margin {claims.RATIO:.0%} of the ratio. Counts: within one "
     f"unit of the paper's last digit; their ratios within {claims.COUNT:.0%}, or at least the number where "
     "the paper says `over`.",
