@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,7 +115,7 @@ def test_ctrl_c_waits_for_the_sweep_to_end_in_order(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    subprocess.run(["kill", "-INT", f"-{process.pid}"], check=True)  # as a terminal does: to the whole group
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     assert process.wait(timeout=200) == 130
 
 
