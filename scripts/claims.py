@@ -18,6 +18,7 @@ from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.evidence import unusable
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.tables import escape, load_records
+from propulsion.harness.tables.as_csv import rows_to_csv
 
 RESULTS = REPOSITORY / "results"
 KEYS = ("results_dir", "reference", "out")
@@ -113,7 +114,7 @@ def main(arguments: list[str]) -> int:
         )
         texts = {
             "md": to_markdown(entries),
-            "csv": sheets.to_csv([asdict(e) for e in entries]),
+            "csv": rows_to_csv([asdict(e) for e in entries]),
             "tex": to_latex(entries),
         }
         paths = sheets.write(out, "claims", texts)

@@ -15,6 +15,7 @@ from pathlib import Path
 from propulsion.harness import params, sheets
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.tables import escape
+from propulsion.harness.tables.as_csv import rows_to_csv
 
 KEYS = ("backbones", "methods", "results_dir")
 TITLE = "Trainable parameters, counted on models without weights"
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
                 raise unknown("argument", key, KEYS)
         rows = list(params.count_all(_list(chosen, "backbones"), _list(chosen, "methods")))
         folder = Path(chosen.get("results_dir") or params.default_folder().parent, "params")
-        table = sheets.to_csv(params.table_rows(rows))
+        table = rows_to_csv(params.table_rows(rows))
         texts = {"md": to_markdown(rows), "csv": table, "tex": to_latex(rows)}
         paths = sheets.write(folder, "params", texts)
     except UserError as error:

@@ -1,10 +1,8 @@
-"""Small reports that are no score tables (counts, claims): the same cells as Markdown, CSV and LaTeX."""
+"""Small reports that are no score tables (counts, claims): the same cells as Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +57,6 @@ def latex(sheet: Sheet, label: str) -> list[str]:
         "\\end{tabular}}",
         "\\end{table*}",
     ]
-
-
-def to_csv(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as CSV, numbers unrounded, text harmless to a spreadsheet. There must be at least one row."""
-    rows = list(rows)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: escape.csv_text(v) if isinstance(v, str) else v for key, v in row.items()})
-    return out.getvalue()
 
 
 def write(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]:

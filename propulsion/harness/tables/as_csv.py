@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from propulsion.harness.record import SUCCESS
@@ -37,6 +37,11 @@ CONDITIONS = {
 def to_csv(tables: Sequence[Table]) -> str:
     """One row for each rule, method, backbone and score; cells not run have a row too."""
     rows = [_row(table, row, index) for table in tables for row in table.rows for index in range(len(row.cells))]
+    return rows_to_csv(rows)
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV, numbers unrounded, text harmless to a spreadsheet. There must be at least one row."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
