@@ -15,7 +15,7 @@ from baselines.counts import in_head
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import BackboneSpec, MethodSpec
 
-HEAD_POLICIES = ("trained", "frozen")
+HEAD_POLICIES = ("trained", "frozen", "wrapped")  # wrapped: trained, with the method's own parameters on it too
 
 
 def apply_method(
@@ -31,6 +31,8 @@ def apply_method(
     tuned: PreTrainedModel | peft.PeftModel = model
     if method.apply == "peft":
         tuned = _wrap(model, method, backbone)
+    elif method.head == "wrapped":
+        raise UserError(f"method {method.name} puts nothing on the head: use method.head=trained or frozen")
     elif method.apply in RULES:
         _unfreeze(model, method, backbone)
     else:
@@ -80,9 +82,20 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) ->
         with warnings.catch_warnings():
             # peft 0.21 calls a name that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            return peft.get_peft_model(model, configs[kind](**options))
+            tuned = peft.get_peft_model(model, configs[kind](**options))
     except (ValueError, TypeError) as error:  # peft's way to say that options or targets do not fit
         raise UserError(f"method {method.name} on {backbone.name}: {' '.join(str(error).split())}") from error
+    if method.head == "wrapped":
+        _unfreeze_wrapped_head(tuned, method, backbone)
+    return tuned
+
+
+def _unfreeze_wrapped_head(tuned: peft.PeftModel, method: MethodSpec, backbone: BackboneSpec) -> None:
+    own = {name: parameter for name, parameter in tuned.named_parameters() if in_head(name, backbone.head)}
+    if not any(parameter.requires_grad for parameter in own.values()):
+        raise UserError(f"method {method.name} puts nothing on the head: use method.head=trained or frozen")
+    for parameter in own.values():
+        parameter.requires_grad_(True)
 
 
 def roles_to_regex(roles: list[str], backbone: BackboneSpec) -> str:

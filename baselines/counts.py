@@ -33,9 +33,14 @@ def in_head(name: str, head: list[str]) -> bool:
 
 
 def partition(model: nn.Module, head: list[str], head_trained: bool) -> Partition:
-    """The trainable parameters by name. With a frozen head, what a method puts on it counts as adapter."""
+    """The trainable parameters by name.
+
+    What a method puts on the head counts as adapter, and with a frozen head all that it trains there.
+    """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    own_head = tuple(name for name in names if head_trained and in_head(name, head))
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # of peft's parameters: "lora_"
+    added = f".{prefix}" if prefix else "."
+    own_head = tuple(n for n in names if head_trained and in_head(n, head) and not (prefix and added in n))
     return Partition(tuple(name for name in names if name not in own_head), own_head)
 
 

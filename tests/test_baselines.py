@@ -20,7 +20,7 @@ MLP_OUT, MLP_IN, HIDDEN, LAYERS, RANK = 768, 3072, 768, 12, 8
 
 def parts_of(settings: Settings):
     model = apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
-    return model, partition(model, settings.backbone.head, settings.method.head == "trained")
+    return model, partition(model, settings.backbone.head, settings.method.head != "frozen")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,16 @@ def test_counts_on_roberta_base(method: str, adapter: int, head: int) -> None:
     if method == "propulsion_package":
         own -= 82_944 + 770  # the biases that it trains are the backbone's and the head's own
     assert counts.total == ROBERTA_BASE + own
+
+
+def test_a_wrapped_head_is_trained_and_carries_z() -> None:
+    options = ("backbone=roberta_base", "method=propulsion_paper", "method.head=wrapped", "task=stsb")
+    model, parts = parts_of(compose_settings(*options))
+    counts = count(model, parts)
+    own_head = ROBERTA_BASE_HEAD - HIDDEN - 1  # one output instead of two
+    assert (counts.adapter, counts.head) == (82_944 + 3 * HIDDEN + HIDDEN + 1, own_head)
+    assert counts.trainable == 677_378  # the notebook's count on STS-B
+    assert {name.rpartition(".")[2] for name in parts.head} == {"weight", "bias"}
 
 
 def test_propulsion_paper_on_roberta_large() -> None:
@@ -89,12 +99,14 @@ def test_canonical_ia3_scales_the_input_of_the_second_feed_forward_layer_alone()
         ("method.peft.peft_type=PROPULSIO", "unknown peft_type 'PROPULSIO': did you mean PROPULSION"),
         ("method.apply=fulll", "did you mean full"),
         ("method.head=thawed", "unknown head policy 'thawed'"),
+        ("method=lora method.head=wrapped", "puts nothing on the head"),
+        ("method=full method.head=wrapped", "puts nothing on the head"),
         ("method.degree=0", "degree"),
     ],
 )
 def test_what_does_not_fit_is_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        parts_of(compose_settings("experiment=tiny", override))
+        parts_of(compose_settings("experiment=tiny", *override.split()))
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
 

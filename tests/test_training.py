@@ -38,6 +38,12 @@ def test_groups_give_the_head_its_own_rate_and_decay_matrices_alone() -> None:
     }
 
 
+def test_vectors_are_decayed_where_a_recipe_asks_for_it() -> None:
+    parts = Partition(adapter=("matrix", "z", "ia3"), head=("head.weight", "head.bias"))
+    groups = parameter_groups(Toy(), parts, TrainingSpec(learning_rate=0.1, weight_decay=0.01, decay_vectors=True))
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(3, 0.01), (2, 0.01)]
+
+
 def test_vectors_stored_as_matrices_are_vectors() -> None:
     assert not is_matrix(torch.ones(1, 7))
     assert not is_matrix(torch.ones(7, 1))

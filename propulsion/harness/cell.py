@@ -133,7 +133,7 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     spec = settings.training
     model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, spec.dropout)
     tuned = apply_method(model, settings.method, settings.backbone)
-    parts = partition(tuned, settings.backbone.head, settings.method.head == "trained")
+    parts = partition(tuned, settings.backbone.head, settings.method.head != "frozen")
     _fill_model(entry, weights, count(tuned, parts))
     entry["cost"]["adapter_bytes"] = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
     if spec.start_from:

@@ -128,7 +128,7 @@ def count_cell(backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count
     for name, parameter in tuned.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)  # a constant that peft's AdaLoRA keeps among its parameters
-    counts = count(tuned, partition(tuned, backbone.head, policy == "trained"))
+    counts = count(tuned, partition(tuned, backbone.head, policy != "frozen"))
     if counts.trainable == 0:
         return Count(backbone.name, method.name, policy, None, own_head, base, "nothing left to train")
     return Count(backbone.name, method.name, policy, counts, own_head, base)

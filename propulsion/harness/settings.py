@@ -101,7 +101,7 @@ class MethodSpec:
     name: str = MISSING
     apply: str = MISSING  # full | head | bitfit | peft
     title: str = ""
-    head: str = "trained"  # trained | frozen
+    head: str = "trained"  # trained | frozen | wrapped (trained, and scaled or adapted by the method as well)
     learning_rate: float = MISSING
     degree: int | None = None
     targets: list[str] = field(default_factory=list)  # backbone roles, for peft's target_modules
@@ -121,6 +121,7 @@ class TrainingSpec:
     learning_rate: float = MISSING  # config.yaml: the method's own
     head_learning_rate: float | None = None  # null: as the rest
     weight_decay: float = 0.0
+    decay_vectors: bool = False  # decay z, biases and norms too, as the authors' notebooks do; pulls z to 0, not to 1
     schedule: str = "linear"  # linear | cosine | constant
     warmup_ratio: float = 0.06
     warmup_steps: int | None = None  # wins over the ratio

@@ -212,15 +212,17 @@ class CellTrainer(Trainer):
 def parameter_groups(model: nn.Module, parts: Partition, spec: TrainingSpec) -> list[dict[str, Any]]:
     """Optimizer groups by learning rate and weight decay.
 
-    Vectors are never decayed: biases, norms, and scales such as z, which decay would pull to 0 instead of
-    to their neutral value 1 (paper.md's own recipes use none on most tasks).
+    Vectors are not decayed unless `spec.decay_vectors` says so: biases, norms, and scales such as z, which decay
+    would pull to 0 instead of to their neutral value 1.
     """
     head_rate = spec.learning_rate if spec.head_learning_rate is None else spec.head_learning_rate
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = []
     for names, rate in ((parts.adapter, spec.learning_rate), (parts.head, head_rate)):
         for decayed in (True, False):
-            chosen = [parameters[name] for name in names if is_matrix(parameters[name]) == decayed]
+            chosen = [
+                parameters[name] for name in names if (spec.decay_vectors or is_matrix(parameters[name])) == decayed
+            ]
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": spec.weight_decay if decayed else 0.0})
     return groups

@@ -151,7 +151,8 @@ def _schedule(record: Record) -> str | None:
         return None
     steps = training.get("warmup_steps")
     warmup = f"{steps} steps" if steps is not None else f"{training.get('warmup_ratio')} of the steps"
-    return f"{training.get('schedule')}, warm-up {warmup}, weight decay {training.get('weight_decay')}"
+    decay = f"weight decay {training.get('weight_decay')}{' (z too)' if training.get('decay_vectors') else ''}"
+    return f"{training.get('schedule')}, warm-up {warmup}, {decay}"
 
 
 def _learning_rate(record: Record) -> str | None:
