@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from baselines import apply_method
 from propulsion.harness import params
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.params import count_cell, load_backbone, load_method
-from propulsion.harness.settings import TaskSpec
 from scripts import params as script
 
 # backbone: full, all with the head frozen, attention, linears of the backbone, head
