@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
 from propulsion.harness import record, training
-from propulsion.harness.backbones import load_model
+from propulsion.harness.backbones import center_head, load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.sources import open_source
@@ -259,3 +259,20 @@ def test_a_setting_that_is_new_and_at_its_default_leaves_old_keys_alone(tiny: Co
     assert record.cell_key(older, "rows") == record.cell_key(config, "rows")
     changed = {**config, "training": {**config["training"], "dropout": 0.0}}
     assert record.cell_key(changed, "rows") != record.cell_key(config, "rows")
+
+
+@pytest.mark.parametrize("backbone", ["minilm", "roberta_base", "deberta_v3_base"])
+def test_a_centred_regression_head_starts_at_the_mean_of_the_labels(backbone: str) -> None:
+    settings = compose_settings("experiment=tiny", "task=stsb", f"backbone={backbone}")
+    model, _ = load_model(settings.backbone, settings.task, 1, dropout=0.0)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids).logits
+        center_head(model, settings.backbone, 2.5)
+        assert torch.allclose(model(input_ids=ids).logits, before + 2.5)
+
+
+def test_a_head_without_a_bias_cannot_be_centred(tiny: ComposeCell) -> None:
+    with pytest.raises(UserError, match="the head of llama_7b has no bias"):
+        run_cell(tiny("task=stsb", "backbone=llama_7b", "training.center_regression=true"))
+    run_cell(tiny("task=rte", "backbone=llama_7b", "training.center_regression=true"))  # not a regression

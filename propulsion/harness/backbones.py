@@ -29,6 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
+from baselines.counts import in_head
 from propulsion.harness import hub
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import BackboneSpec, TaskSpec
@@ -202,6 +203,21 @@ def load_model(
     if path == "random":
         return _from_config(spec, config).to(dtype), weights
     return _pretrained(spec, config, path, dtype), _resolved(weights, spec, path)
+
+
+def center_head(model: PreTrainedModel, spec: BackboneSpec, mean: float) -> None:
+    """Set the bias of a regression head's last layer: the model starts at `mean`, in the labels' own units.
+
+    From 0 a short run spends most of its steps on the way to the mean alone.
+
+    Raises:
+        UserError: the family's head has no bias.
+    """
+    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and in_head(f"{name}.", spec.head)]
+    if not layers or layers[-1].bias is None:
+        raise UserError(f"training.center_regression: the head of {spec.name} has no bias; set it to false")
+    with torch.no_grad():
+        layers[-1].bias.fill_(mean)
 
 
 def _set_dropout(config: PreTrainedConfig, rate: float) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import set_seed
 
 from baselines import Counts, apply_method, count, in_head, partition
 from propulsion.harness import devices, record
-from propulsion.harness.backbones import Weights, build_empty, find_weights, load_model, load_tokenizer
+from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import summarize
@@ -132,6 +133,8 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     tokenizer = load_tokenizer(settings.backbone)
     spec = settings.training
     model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, spec.dropout)
+    if spec.center_regression and settings.task.kind == "regression":
+        center_head(model, settings.backbone, fmean(data.train["label"]))
     tuned = apply_method(model, settings.method, settings.backbone)
     parts = partition(tuned, settings.backbone.head, settings.method.head != "frozen")
     _fill_model(entry, weights, count(tuned, parts))

@@ -127,6 +127,7 @@ class TrainingSpec:
     warmup_steps: int | None = None  # wins over the ratio
     max_grad_norm: float = 1.0
     max_length: int = 128
+    center_regression: bool = False  # a regression head starts at the mean of the training labels, not at 0
     dropout: float | None = None  # of every dropout of the backbone; null: the backbone's own
     start_from: str | None = None  # trained tensors of another run, as one on MNLI; the head stays new
     max_train_rows: int | None = None
