@@ -167,7 +167,9 @@ def _learning_rate(record: Record) -> str | None:
 
 def _settings(record: Record) -> str:
     version = at(record, "run.config.recipe.version")
-    return "the method's defaults" if version is None else f"recipe version {version}"
+    text = "the method's defaults" if version is None else f"recipe version {version}"
+    centred = at(record, "run.config.training.center_regression")
+    return text + (", the head starting at the mean of the training labels" if centred else "")
 
 
 def _starts(records: list[Record]) -> str:
