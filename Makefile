@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue test tables params claims plan lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test tables params claims plan lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -37,6 +37,9 @@ help: ## list the targets
 
 reproduce-glue: $(STAMP) ## the GLUE sweep of the chosen profile, then its tables
 	$(PYTHON) -m scripts.reproduce suite=glue profile=$(PROFILE) $(strip $(CHOICE) $(ARGS))
+
+reproduce-superglue: $(STAMP) ## the same for SuperGLUE
+	$(PYTHON) -m scripts.reproduce suite=superglue profile=$(PROFILE) $(strip $(CHOICE) $(ARGS))
 
 # Two workers of one thread each; nothing may wait on a network.
 test: export OMP_NUM_THREADS := 1

@@ -1,4 +1,5 @@
-"""Reproduce a suite: choose the profile, run the sweep, write the tables. `make reproduce-glue` calls this.
+"""Reproduce a suite: choose the profile, run the sweep, write the tables. `make reproduce-glue` and
+`make reproduce-superglue` call this.
 
     python -m scripts.reproduce suite=glue profile=mini tasks=rte,cola methods=head,propulsion seeds=0,1
 
@@ -104,10 +105,11 @@ def leave_out_absent(request: Request) -> None:
 
 
 def suite_tasks(suite: str) -> list[str]:
-    """The tasks of a suite that give it a score, by name."""
+    """The tasks that give a suite its score, by name: its own, and those that it shares with another."""
     files = sorted((REPOSITORY / "conf" / "task").glob("*.yaml"))
     tasks: list[Any] = [OmegaConf.load(file) for file in files]
-    chosen = [str(task.name) for task in tasks if task.suite == suite and not task.get("diagnostic", False)]
+    suites = {str(task.name): (str(task.suite), *task.get("also", {})) for task in tasks if not task.get("diagnostic")}
+    chosen = [name for name, counted in suites.items() if suite in counted]
     if not chosen:
         raise unknown("suite", suite, {str(task.suite) for task in tasks})
     return chosen

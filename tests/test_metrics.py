@@ -19,6 +19,16 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from propulsion.harness.errors import UserError
 from propulsion.harness.metrics import METRICS, NotFinite, base_name, compute, lookup, short_name
 
+QUESTION_METRICS = {
+    "choice_accuracy": "Acc",
+    "f1a": "F1a",
+    "exact_questions": "EM",
+    "gender_parity": "parity",
+    "token_f1": "F1",
+    "exact_match": "EM",
+}
+ROW_METRICS = sorted(set(METRICS) - set(QUESTION_METRICS))
+
 labels = st.integers(2, 4).flatmap(
     lambda k: st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=60)
 )
@@ -29,11 +39,12 @@ values = st.lists(st.tuples(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.5, 2.5
 @given(labels)
 def test_class_metrics_equal_sklearn(pairs: list[tuple[int, int]]) -> None:
     guess, truth = (np.array(column) for column in zip(*pairs, strict=True))
-    scores = compute(["accuracy", "matthews_correlation"], guess, truth)
+    scores = compute(["accuracy", "matthews_correlation", "macro_f1"], guess, truth)
     assert scores["accuracy"] == pytest.approx(accuracy_score(truth, guess), abs=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert scores["matthews_correlation"] == pytest.approx(matthews_corrcoef(truth, guess), abs=1e-12)
+        assert scores["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro", zero_division=0), abs=1e-12)
         expected = f1_score(truth == 1, guess == 1, zero_division=0)
     assert compute(["f1"], guess, truth)["f1"] == pytest.approx(expected, abs=1e-12)
 
@@ -95,7 +106,7 @@ def test_correlation_survives_extreme_values() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", ROW_METRICS)
 def test_not_finite_is_an_error(name: str, bad: float) -> None:
     with pytest.raises(NotFinite, match=r"predictions\[1\]"):
         compute([name], [1.0, bad], [1.0, 0.0])
@@ -124,13 +135,15 @@ def test_unknown_metric_names_the_nearest() -> None:
 
 
 def test_display_names() -> None:
-    assert {name: lookup(name).short for name in METRICS} == {
+    assert {name: lookup(name).short for name in METRICS} == QUESTION_METRICS | {
         "accuracy": "Acc",
         "f1": "F1",
         "matthews_correlation": "MCC",
         "pearson": "r",
         "spearman": "ρ",
+        "macro_f1": "F1",
     }
+    assert short_name("mean") == "mean"
     assert all(metric.greater_is_better for metric in METRICS.values())
     assert short_name("accuracy_mm") == "Acc"
     assert base_name("accuracy_mm") == "accuracy"
@@ -141,7 +154,7 @@ def test_leaves_no_file_and_no_random_state_behind(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "cache")
     state = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate()  # noqa: NPY002
-    for name in METRICS:
+    for name in ROW_METRICS:
         compute([name], [0, 1, 1], [0, 1, 0])
     after = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), random.getstate()  # noqa: NPY002
     assert after == state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from transformers import set_seed
 from baselines import Counts, apply_method, count, in_head, partition
 from propulsion.harness import devices, record
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
-from propulsion.harness.encode import encode, evaluation_rows
+from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import summarize
 from propulsion.harness.settings import Settings
@@ -24,6 +25,8 @@ from propulsion.harness.sources import Source, TaskData, hold_out, open_source, 
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
 from propulsion.harness.weights import load_start, save_trained, start_digest, weights_path
+
+log = logging.getLogger(__name__)
 
 
 def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
@@ -76,17 +79,17 @@ def _refuse_early(settings: Settings) -> None:
 
 def _rows(source: Source, settings: Settings) -> TaskData:
     """The cell's rows: the source's splits, or training rows held out, cut to the asked sizes."""
-    spec, seed = settings.training, settings.data.seed
+    spec, seed, grouped = settings.training, settings.data.seed, bool(settings.task.group)
     data = source.load()
     train_rows, parts, official = data.train, data.parts, data.official
     if settings.data.holdout_rows:
-        train_rows, held = hold_out(train_rows, settings.data.holdout_rows, seed)
+        train_rows, held = hold_out(train_rows, settings.data.holdout_rows, seed, grouped)
         parts, official = {"": held}, False
     if spec.max_train_rows is not None:
         train_rows = subset(train_rows, spec.max_train_rows, seed)
     if spec.max_eval_rows is not None:
         official = official and all(len(rows) <= spec.max_eval_rows for rows in parts.values())
-        parts = {suffix: subset(rows, spec.max_eval_rows, seed) for suffix, rows in parts.items()}
+        parts = {suffix: subset(rows, spec.max_eval_rows, seed, grouped) for suffix, rows in parts.items()}
     return TaskData(train=train_rows, parts=parts, source=data.source, official=official)
 
 
@@ -150,7 +153,9 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
         return encode(rows, tokenizer, settings.task, length)
 
     tracker.start(settings, entry["key"])
-    evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()})
+    evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()}, data.parts)
+    if settings.task.spans:
+        entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
     outcome = train(
         tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]
     )
@@ -158,6 +163,17 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     entry["cost"]["peak_memory_bytes"] = peak.read()
     if spec.keep_weights and int(os.environ.get("RANK", "0")) == 0:
         save_trained(tuned, [*parts.adapter, *parts.head], weights_path(settings.results_dir, entry["key"]))
+
+
+def _lost_spans(data: TaskData, tokenizer: Any, settings: Settings, length: int) -> dict[str, int]:
+    """How many marked spans truncation took from the training and the scored rows; said where there are any."""
+    lost = {
+        name: sum(int((span_tokens(rows, tokenizer, settings.task, length) < 0).any(axis=-1).sum()) for rows in splits)
+        for name, splits in (("train", [data.train]), ("eval", data.parts.values()))
+    }
+    if any(lost.values()):
+        log.warning("%s: truncation took %d train and %d scored spans", settings.cell, lost["train"], lost["eval"])
+    return lost
 
 
 def _fill_model(entry: dict[str, Any], weights: Weights, counts: Counts) -> None:

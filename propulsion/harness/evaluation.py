@@ -39,19 +39,25 @@ class Scorer:
         if not np.isfinite(logits).all():
             raise Diverged("a logit is not finite")
         predictions = logits.reshape(-1) if self.task.kind == "regression" else logits.argmax(axis=-1)
+        margins = logits[:, 1] - logits[:, 0] if self.rows.questions else predictions
         selects = self.rows.selects
         masks = {ALL: np.ones_like(selects), SELECT: selects, REPORT: ~selects}
         return {
             f"{name}/{metric}": score
             for name, mask in masks.items()
-            for metric, score in self._scores(predictions, labels, mask).items()
+            for metric, score in self._scores(predictions, margins, labels, mask).items()
         }
 
-    def _scores(self, predictions: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    def _scores(
+        self, predictions: np.ndarray, margins: np.ndarray, labels: np.ndarray, mask: np.ndarray
+    ) -> dict[str, float]:
         scores: dict[str, float] = {}
         for index, suffix in enumerate(self.rows.suffixes):
-            rows = mask & (self.rows.part == index)
-            values = metrics.compute(self.task.metrics, predictions[rows], labels[rows])
+            rows, questions = np.flatnonzero(mask & (self.rows.part == index)), None
+            if self.rows.questions:
+                rows = rows[np.argsort(self.rows.place[rows])]  # of two candidates alike the first counts
+                questions = self.rows.questions.take(rows, margins[rows])
+            values = metrics.compute(self.task.metrics, predictions[rows], labels[rows], questions)
             scores |= {f"{metric}{suffix}": value for metric, value in values.items()}
         return scores
 

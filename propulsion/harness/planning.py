@@ -21,17 +21,21 @@ from propulsion.harness import hub, recipes
 from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.record import DIVERGED, FAILED, REPOSITORY, SUCCESS, cell_key
-from propulsion.harness.settings import BackboneSpec, Settings, read_settings
+from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, read_settings
 from propulsion.harness.sources import open_source
 from propulsion.harness.training import total_steps
 
 Record = dict[str, Any]
 
-# Training rows of the published splits.
+# Training rows of the published splits; of COPA and ReCoRD those that a classifier reads, ReCoRD's about.
 TRAIN_ROWS = {
     **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702},
     **{"qnli": 104743, "rte": 2490, "wnli": 635},
+    **{"boolq": 9427, "cb": 250, "copa": 800, "multirc": 27243, "record": 1_200_000, "wic": 5428, "wsc": 554},
+    **{"axb": 2490, "axg": 2490},
 }
+# Rows of a scored question, about; of other tasks one.
+QUESTION_ROWS = {"copa": 2, "multirc": 5, "record": 12, "axg": 2}
 # Samples per second of training where nothing was measured yet: a guess for GLUE's lengths, by whether it is
 # one current data-centre GPU or two processor cores. `make plan` says that it is a guess.
 ASSUMED = {
@@ -202,6 +206,10 @@ class Speeds:
         return ASSUMED[self.gpu].get(backbone, ASSUMED_OTHER[self.gpu])
 
 
+def _dev_rows(task: TaskSpec) -> int:
+    return sum(task.dev_rows.values()) * QUESTION_ROWS.get(task.name, 1)
+
+
 def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:
     """Seconds that a cell takes, evaluation included, and whether the speed was measured."""
     speed, measured = speeds.of(settings.backbone.name, settings.method.name)
@@ -210,7 +218,7 @@ def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:
     rows = data.train_rows if generated else TRAIN_ROWS.get(settings.task.name)
     if rows is None:
         return None, measured
-    scored = data.eval_rows if generated else sum(settings.task.dev_rows.values())
+    scored = data.eval_rows if generated else _dev_rows(settings.task)
     if data.holdout_rows:
         rows, scored = rows - data.holdout_rows, data.holdout_rows
     rows, scored = min(rows, spec.max_train_rows or rows), min(scored, spec.max_eval_rows or scored)

@@ -58,9 +58,10 @@ def composed(method: str, backbone: str, task: str) -> dict[str, Any] | None:
         return None
     names = {"task": task, "backbone": backbone, "method": method}
     files: dict[Any, Any] = {group: OmegaConf.load(CONF / group / f"{name}.yaml") for group, name in names.items()}
+    defaults: Any = OmegaConf.load(CONF / "config.yaml")
     config: Any = OmegaConf.merge(
         OmegaConf.structured(Config),
-        {**files, "training": {"learning_rate": "${method.learning_rate}"}},  # as conf/config.yaml
+        {**files, "training": defaults["training"]},
         read(path(method, backbone, task)),
     )
     return {group: OmegaConf.to_container(config[group], resolve=True) for group in GROUPS}

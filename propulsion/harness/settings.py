@@ -15,6 +15,7 @@ KINDS = ("classification", "regression")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = ("primary", "loss")
+GROUPS = ("", "given", "pairs")
 
 
 @dataclass
@@ -24,12 +25,12 @@ class HubSpec:
     path: str = ""  # "": the task is not on the hub
     name: str = ""
     splits: dict[str, str] = field(default_factory=dict)  # ours -> the hub's `split` or `config/split`
-    columns: dict[str, str] = field(default_factory=dict)  # ours -> the hub's, where they differ
+    columns: dict[str, Any] = field(default_factory=dict)  # ours -> the hub's name (or names), where they differ
 
 
 @dataclass
 class LocalSpec:
-    """Where a task lives in the official download: a folder and one file per split."""
+    """Where a task lives in the official download: a folder and one file per split, .tsv or .jsonl."""
 
     folder: str = ""  # "": the task has no local files
     files: dict[str, Any] = field(default_factory=dict)  # split -> file name, or names of which one exists
@@ -59,6 +60,19 @@ class TaskSpec:
     generator: str = ""  # family of the generated data; "": none
     diagnostic: bool = False  # scored apart from the suite
     title: str = ""
+    reshape: str = ""  # function of sources/reshape.py that makes rows of a record; "": a record is a row
+    group: str = ""  # rows scored together: given (by `reshape`) | pairs (one row and the next); "": none
+    answers: bool = False  # rows have a `candidate` and the `answers` that count as right
+    spans: int = 0  # marked spans of each row
+    cut: str = ""  # the text column that truncation cuts; "": the longer one
+    max_length: int = 128  # tokens, where neither recipe nor command line says
+    epochs: float = 3.0  # likewise
+    also: dict[str, LocalSpec] = field(default_factory=dict)  # other suites with the same rows -> their files
+
+    @property
+    def suites(self) -> list[str]:
+        """The suites that the task counts for, its own first."""
+        return [self.suite, *self.also]
 
 
 @dataclass
@@ -113,7 +127,7 @@ class MethodSpec:
 class TrainingSpec:
     """How a cell is trained and evaluated."""
 
-    epochs: float = 3.0
+    epochs: float = 3.0  # config.yaml: the task's own
     max_steps: int = -1  # > 0 wins over epochs
     batch_size: int = 16
     eval_batch_size: int = 64
@@ -126,7 +140,7 @@ class TrainingSpec:
     warmup_ratio: float = 0.06
     warmup_steps: int | None = None  # wins over the ratio
     max_grad_norm: float = 1.0
-    max_length: int = 128
+    max_length: int = 128  # config.yaml: the task's own
     center_regression: bool = False  # a regression head starts at the mean of the training labels, not at 0
     dropout: float | None = None  # of every dropout of the backbone; null: the backbone's own
     start_from: str | None = None  # trained tensors of another run, as one on MNLI; the head stays new
@@ -224,6 +238,8 @@ def _check(settings: Settings) -> None:
         "training.schedule": (settings.training.schedule, SCHEDULES),
         "training.precision": (settings.training.precision, PRECISIONS),
         "training.best_by": (settings.training.best_by, BEST_BY),
+        "task.group": (settings.task.group, GROUPS),
+        "task.cut": (settings.task.cut, ("", *settings.task.text)),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

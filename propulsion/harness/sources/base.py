@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
 
 UNLABELLED = -1  # the label of rows whose answers are not published, as on the hub
+MOST_ROWS = 100_000  # of one arrow array of texts, which holds 2 GB at most: ReCoRD repeats its passages
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TaskData:
         train: labelled rows to train on.
         parts: the scored rows, by metric suffix: `{"": dev}`, for MNLI `{"": matched, "_mm": mismatched}`.
         source: `hub`, `local` or `generated`.
-        official: whether every part has exactly the row count of the published dev split.
+        official: whether every part has exactly as many rows (grouped: questions) as the published dev split.
     """
 
     train: Dataset
@@ -62,7 +63,7 @@ class Source(ABC):
         """
         parts = {suffix: self._labelled(split) for suffix, split in self.task.parts.items()}
         published = [self.task.dev_rows.get(split) for split in self.task.parts.values()]
-        official = self.data.source != "generated" and [len(rows) for rows in parts.values()] == published
+        official = self.data.source != "generated" and [examples(rows) for rows in parts.values()] == published
         return TaskData(self._labelled("train"), parts, self.data.source, official)
 
     def load_tests(self) -> dict[str, Dataset]:
@@ -91,14 +92,43 @@ class Source(ABC):
 
 
 def features(task: TaskSpec) -> Features:
-    """The columns of every source: the task's text columns, `label` and `idx`, typed as on the hub."""
+    """The columns of every source: the task's text columns, `label` and `idx`, typed as on the hub.
+
+    Where the task has them: `group`, the same for rows that are scored together; `candidate` and `answers`, what
+    the row proposes and the texts that are right; `spans`, each (text column, start, end) in characters.
+    """
     label = ClassLabel(names=list(task.labels)) if task.labels else Value("float32")
-    texts = {column: Value("string") for column in task.text}
-    return Features({**texts, "label": label, "idx": Value("int32")})
+    columns: dict[str, Any] = {column: Value("string") for column in task.text}
+    columns |= {"label": label, "idx": Value("int32")}
+    if task.group:
+        columns["group"] = List(Value("int32"))
+    if task.answers:
+        columns |= {"candidate": Value("string"), "answers": List(Value("string"))}
+    if task.spans:
+        columns["spans"] = List(List(Value("int32")))
+    return Features(columns)
 
 
 def make_rows(task: TaskSpec, columns: dict[str, list[Any]]) -> Dataset:
     """A dataset in memory from one list for each column of `features(task)`, all of one length."""
     types = features(task).arrow_schema
-    arrays = {name: pa.array(columns[name], types.field(name).type) for name in types.names}
-    return Dataset.from_dict(arrays, features=features(task))
+
+    def some(start: int) -> Dataset:
+        stop = start + MOST_ROWS
+        arrays = {name: pa.array(columns[name][start:stop], types.field(name).type) for name in types.names}
+        return Dataset.from_dict(arrays, features=features(task))
+
+    return concatenate_datasets([some(start) for start in range(0, max(len(columns["idx"]), 1), MOST_ROWS)])
+
+
+def group_numbers(rows: Dataset) -> np.ndarray:
+    """The group of each row (n,), numbered from 0 in the order of their first rows; without groups, 0 to n - 1."""
+    if "group" not in rows.column_names:
+        return np.arange(len(rows))
+    numbers: dict[tuple[int, ...], int] = {}
+    return np.array([numbers.setdefault(tuple(group), len(numbers)) for group in rows[:]["group"]], dtype=np.int64)
+
+
+def examples(rows: Dataset) -> int:
+    """What the benchmark counts: rows, or the questions where a question has several rows."""
+    return int(group_numbers(rows).max(initial=-1)) + 1

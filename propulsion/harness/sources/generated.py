@@ -8,13 +8,22 @@ from typing import Any
 from datasets import Dataset
 
 from propulsion.harness.errors import UserError, unknown
-from propulsion.harness.settings import DataSpec, TaskSpec
+from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
-from propulsion.harness.sources.generators import EVALUATION_SHARES, FAMILIES, write_rows
+from propulsion.harness.sources.generators import (
+    EVALUATION_SHARES,
+    FAMILIES,
+    RECORD_FAMILIES,
+    Family,
+    RecordFamily,
+    write_records,
+    write_rows,
+)
+from propulsion.harness.sources.records import columns_of, flat, reshape
 
 
 class GeneratedSource(Source):
-    """`data.train_rows` rows to train on and `data.eval_rows` in every other split.
+    """`data.train_rows` rows to train on and `data.eval_rows` in every other split, and the rest of the last group.
 
     Raises:
         UserError: no such generator, or one that does not fit the task's labels and columns.
@@ -24,9 +33,10 @@ class GeneratedSource(Source):
         super().__init__(task, data)
         if not task.generator:
             raise UserError(f"task {task.name} has no generator; use data=local or data=hub")
-        if task.generator not in FAMILIES:
-            raise unknown("generator", task.generator, FAMILIES)
-        self._family = FAMILIES[task.generator]
+        families: dict[str, Family | RecordFamily] = {**FAMILIES, **RECORD_FAMILIES}
+        if task.generator not in families:
+            raise unknown("generator", task.generator, families)
+        self._family = families[task.generator]
         self._family.check(task)
         for key in ("train_rows", "eval_rows"):
             if getattr(data, key) < 1:
@@ -47,11 +57,32 @@ class GeneratedSource(Source):
         if split not in self._splits:
             raise UserError(f"task {self.task.name} has no split '{split}'; it has {', '.join(self._splits)}")
         count = self.data.train_rows if split == "train" else self.data.eval_rows
-        rows = write_rows(self._family, self.task.labels, self._splits.index(split), count, self.data.seed)
+        labelled = split == "train" or split in self.task.parts.values()
+        share = self._splits.index(split)
+        columns = self._rows(share, count) if isinstance(self._family, Family) else self._reshaped(share, count)
+        if not labelled:
+            columns["label"] = [UNLABELLED] * len(columns["label"])
+        if not labelled and self.task.answers:
+            columns["answers"] = [[] for _ in columns["answers"]]
+        return make_rows(self.task, columns)
+
+    def _rows(self, share: int, count: int) -> dict[str, list[Any]]:
+        assert isinstance(self._family, Family)
+        rows = write_rows(self._family, self.task.labels, share, count, self.data.seed)
         columns: dict[str, list[Any]] = {
             name: [texts[place] for texts, _ in rows] for place, name in enumerate(self.task.text)
         }
-        labelled = split == "train" or split in self.task.parts.values()
-        columns["label"] = [label if labelled else UNLABELLED for _, label in rows]
-        columns["idx"] = list(range(len(rows)))
-        return make_rows(self.task, columns)
+        return {**columns, "label": [label for _, label in rows], "idx": list(range(len(rows)))}
+
+    def _reshaped(self, share: int, count: int) -> dict[str, list[Any]]:
+        """The rows of as many records as make `count` rows, by the functions that read the official files."""
+        assert isinstance(self._family, RecordFamily)
+        rows_of = reshape(self.task) if self.task.reshape else flat(self.task, LocalSpec())
+        records: list[tuple[str, dict[str, Any]]] = []
+        rows = 0
+        for found in write_records(self._family, share, self.data.seed):
+            records += [(f"generator {self._family.name}, record {one['idx']}", one) for one in found]
+            rows += sum(len(rows_of(one)) for one in found)
+            if rows >= count:
+                break
+        return columns_of(self.task, records, rows_of, labelled=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pyarrow import parquet
 from propulsion.harness import hub
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
-from propulsion.harness.sources.base import UNLABELLED, Source, features
+from propulsion.harness.sources.base import UNLABELLED, Source, features, make_rows
+from propulsion.harness.sources.records import columns_of, reshape
 
 
 class HubSource(Source):
@@ -40,7 +42,12 @@ class HubSource(Source):
             rows = _read(self._builder(name), part)
         except Exception as error:  # the library has another type for each thing that can go wrong
             raise self._failure(f"{name}/{part}", error) from error
-        return self._conform(rows, f"{self.task.hub.path} {name}/{part}")
+        where = f"{self.task.hub.path} {name}/{part}"
+        if not self.task.reshape:
+            return self._conform(rows, where)
+        records = ((f"{where}, row {number}", record) for number, record in enumerate(_records(rows), 1))
+        labelled = split not in self.task.tests.values()
+        return make_rows(self.task, columns_of(self.task, records, reshape(self.task), labelled))
 
     def _place(self, split: str) -> tuple[str, str]:
         """The hub's configuration and split for our split."""
@@ -73,10 +80,9 @@ class HubSource(Source):
     def _conform(self, rows: Dataset, where: str) -> Dataset:
         """The rows with our column names, order and types."""
         wanted = features(self.task)
-        theirs = {column: self.task.hub.columns.get(column, column) for column in wanted}
-        for column, name in theirs.items():
-            if name not in rows.column_names:
-                raise UserError(f"{where}: no column '{name}' for '{column}' in {', '.join(rows.column_names)}")
+        if self.task.group == "pairs":
+            rows = rows.add_column("group", [[number // 2] for number in range(len(rows))], feature=wanted["group"])
+        theirs = {column: self._their_name(column, rows.column_names, where) for column in wanted}
         names = getattr(rows.features[theirs["label"]], "names", self.task.labels)
         if names != self.task.labels:
             raise UserError(f"{where}: the classes are {names}, but those of the task are {self.task.labels}")
@@ -93,7 +99,20 @@ class HubSource(Source):
         odd = set(rows.select_columns("label")[:]["label"]) - classes if self.task.labels else set()
         if odd:
             raise UserError(f"{where}: label {min(odd, key=str)} is no class of {', '.join(self.task.labels)}")
+        for column in self.task.text if self.task.cut else ():
+            blank = [number for number, text in enumerate(rows[:][column], 1) if not (text or "").strip()]
+            if blank:
+                raise UserError(f"{where}, row {blank[0]}: '{column}' is empty; fetch it again, or use data=local")
         return rows
+
+    def _their_name(self, column: str, there: list[str], where: str) -> str:
+        """What the hub calls our column; of several names, the one that is there."""
+        names = self.task.hub.columns.get(column, column)
+        names = [names] if isinstance(names, str) else names
+        found = [name for name in names if name in there]
+        if not found:
+            raise UserError(f"{where}: no column '{' or '.join(names)}' for '{column}' in {', '.join(there)}")
+        return found[0]
 
 
 @functools.lru_cache(maxsize=32)
@@ -112,6 +131,11 @@ def _read(builder: DatasetBuilder, part: str) -> Dataset:
     rows = builder.as_dataset(split=part)
     assert isinstance(rows, Dataset)
     return rows
+
+
+def _records(rows: Dataset) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(rows), 1000):
+        yield from rows.select(range(start, min(start + 1000, len(rows)))).to_list()
 
 
 def _revision(builder: DatasetBuilder, part: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows from the official download: one folder per task, tab-separated files, no quoting."""
+"""Rows from the official download: one folder per task, tab-separated without quoting, or JSON lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Any
 from datasets import Dataset
 
 from propulsion.harness.errors import UserError
-from propulsion.harness.settings import DataSpec, TaskSpec
+from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
+from propulsion.harness.sources.records import columns_of, flat, read_records, reshape
 
 log = logging.getLogger(__name__)
 
 MOST_SHORT = 0.01  # more short lines than this and the file is broken, not just untidy
+JSON_LINES = ".jsonl"
 BOM = b"\xef\xbb\xbf"
 
 
 class LocalSource(Source):
     """Files at `<data.dir>/<suite>/<folder>/<file>` or `<data.dir>/<folder>/<file>`.
+
+    A task that is part of two suites has the files of its own suite or, without those, of the other.
 
     Raises:
         UserError: `data.dir` is not set, or a file to train on or to score is missing.
@@ -39,12 +43,9 @@ class LocalSource(Source):
         self._root = Path(data.dir).expanduser()
         if not self._root.is_dir():
             raise UserError(f"data.dir={data.dir} is not a folder; set it to the one with {task.local.folder}/ in it")
-        odd = set(task.local.labels.values()) - set(task.labels)
-        if odd:
-            raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
-        if not task.local.header and set(task.local.columns) < {*task.text, "label"}:
-            raise UserError(f"task {task.name}: files without a header need every column in local.columns")
-        self._used = {split: self._find(split) for split in dict.fromkeys(("train", *task.parts.values()))}
+        for spec in (task.local, *task.also.values()):
+            _check(task, spec)
+        self._spec, self._suite, self._used = self._layout()
 
     def fingerprint(self) -> str:
         """Digest of the bytes of the files to train on and to score."""
@@ -55,39 +56,63 @@ class LocalSource(Source):
         return f"local:{digest.hexdigest()[:16]}"
 
     def load_split(self, split: str) -> Dataset:
-        path = self._used.get(split) or self._find(split)
-        table = Table(path, self.task, labelled=split not in self.task.tests.values())
-        return make_rows(self.task, table.read())
+        path = self._used.get(split) or self._find(split, self._spec, self._suite)
+        labelled = split not in self.task.tests.values()
+        if path.suffix != JSON_LINES:
+            return make_rows(self.task, Table(path, self.task, self._spec, labelled).read())
+        rows_of = reshape(self.task) if self.task.reshape else flat(self.task, self._spec)
+        with _opened(path) as lines:
+            return make_rows(self.task, columns_of(self.task, read_records(path, lines), rows_of, labelled))
 
-    def _find(self, split: str) -> Path:
-        """The split's file: the first of its names that is there, under either layout."""
-        task, folder = self.task, self.task.local.folder
-        if split not in task.local.files:
-            raise UserError(f"task {task.name} has no file for '{split}': see local.files in its YAML")
-        names = task.local.files[split]
+    def _layout(self) -> tuple[LocalSpec, str, dict[str, Path]]:
+        """The layout that has all files to train on and to score: its spec, its suite, the file of each split."""
+        missing = []
+        for suite, spec in {self.task.suite: self.task.local, **self.task.also}.items():
+            try:
+                splits = dict.fromkeys(("train", *self.task.parts.values()))
+                return spec, suite, {split: self._find(split, spec, suite) for split in splits}
+            except UserError as error:
+                missing.append(error)
+        raise missing[0]
+
+    def _find(self, split: str, spec: LocalSpec, suite: str) -> Path:
+        """The split's file: the first of its names that is there, in the suite's folder or without it."""
+        name = self.task.name
+        if split not in spec.files:
+            raise UserError(f"task {name} has no file for '{split}': see local.files in its YAML")
+        names = spec.files[split]
         names = [names] if isinstance(names, str) else names
-        bases = [base for base in (self._root / task.suite / folder, self._root / folder) if base.is_dir()]
+        bases = [base for base in (self._root / suite / spec.folder, self._root / spec.folder) if base.is_dir()]
         if not bases:
-            places = f"{self._root} or {self._root / task.suite}"
-            raise UserError(f"{task.name}: no folder {folder} in {places}; put its files there, or set data.dir")
+            places = f"{self._root} or {self._root / suite}"
+            raise UserError(f"{name}: no folder {spec.folder} in {places}; put its files there, or set data.dir")
         for base in bases:
-            for name in names:
-                if (base / name).is_file():
-                    return (base / name).resolve()
+            for file in names:
+                if (base / file).is_file():
+                    return (base / file).resolve()
         places = " or ".join(str(base) for base in bases)
-        raise UserError(f"{task.name}: no file {' or '.join(names)} in {places}; put the '{split}' rows there")
+        raise UserError(f"{name}: no file {' or '.join(names)} in {places}; put the '{split}' rows there")
+
+
+def _check(task: TaskSpec, spec: LocalSpec) -> None:
+    odd = set(spec.labels.values()) - set(task.labels)
+    if odd:
+        raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
+    if not spec.header and set(spec.columns) < {*task.text, "label"}:
+        raise UserError(f"task {task.name}: files without a header need every column in local.columns")
 
 
 class Table:
     """One file, read line by line; only the columns that the task needs are decoded.
 
     Args:
+        spec: the file's layout.
         labelled: whether the file must have labels; of the others, only those that have the column do.
     """
 
-    def __init__(self, path: Path, task: TaskSpec, labelled: bool) -> None:
-        self.path, self.task, self.labelled = path, task, labelled
-        self.header = task.local.header or not labelled
+    def __init__(self, path: Path, task: TaskSpec, spec: LocalSpec, labelled: bool) -> None:
+        self.path, self.task, self.spec, self.labelled = path, task, spec, labelled
+        self.header = spec.header or not labelled
         self.first = 2 if self.header else 1  # line number of the first row
         self.width = 0  # cells in every line; 0: as many as in the first
         self.at: dict[str, int] = {}  # our column -> position
@@ -111,7 +136,7 @@ class Table:
         return columns
 
     def _place_columns(self, lines: Iterator[bytes]) -> None:
-        spec, wanted = self.task.local, (*self.task.text, "label")
+        spec, wanted = self.spec, (*self.task.text, "label")
         if not self.header:
             self.at = {column: int(spec.columns[column]) for column in wanted}
             return
@@ -141,7 +166,7 @@ class Table:
             if len(cells) != self.width:
                 if not line.strip() and not any(rest.strip() for rest in lines):
                     break  # blank lines at the end
-                if len(cells) > self.width or not self.task.local.skip_short_rows:
+                if len(cells) > self.width or not self.spec.skip_short_rows:
                     raise self._wrong(number, f"{len(cells)} columns where there should be {self.width}")
                 short.append(number)
                 continue
@@ -162,7 +187,7 @@ class Table:
     def _labels(self, words: list[str], numbers: list[int]) -> list[Any]:
         if not self.task.labels:
             return [self._number(word, number) for word, number in zip(words, numbers, strict=True)]
-        names = self.task.local.labels or {name: name for name in self.task.labels}
+        names = self.spec.labels or {name: name for name in self.task.labels}
         ids = {word: self.task.labels.index(name) for word, name in names.items()}
         try:
             return [ids[word] for word in words]

@@ -1,13 +1,15 @@
 """The generators: rows written from a seed, one family of phenomena per kind of task.
 
 Each family's module offers PHENOMENA, functions of (draw, label) that write a row's texts. Whether the label
-holds must hang on the words together: within a phenomenon every word is as frequent under each label.
+holds must hang on the words together: within a phenomenon every word is as frequent under each label. Where the
+official files hold records that are not rows, functions of (draw, 0 or 1) write such records, labels included.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,20 @@ from propulsion.harness.settings import TaskSpec
 from propulsion.harness.sources.generators import (
     acceptability,
     answer,
+    answers,
+    causes,
+    cloze,
+    commitment,
     coreference,
     duplicate,
     inference,
     paraphrase,
+    pronouns,
+    roles,
+    senses,
     sentiment,
     similarity,
+    yesno,
 )
 from propulsion.harness.sources.generators.draw import Draw
 
@@ -31,6 +41,7 @@ TRAIN_SHARES = 4
 TRIES = 20_000  # draws in vain for one row: the generator has no more
 
 Texts = tuple[str, ...]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,78 @@ FAMILIES = {
         Family("inference", 1, 2, ("entailment", "neutral", "contradiction"), inference.PHENOMENA),
         Family("answer", 1, 2, ("entailment", "not_entailment"), answer.PHENOMENA),
         Family("coreference", 1, 2, ("entailment", "not_entailment"), coreference.PHENOMENA),
+        Family("yesno", 1, 2, ("False", "True"), yesno.PHENOMENA),
+        Family("commitment", 1, 2, ("entailment", "contradiction", "neutral"), commitment.PHENOMENA),
     )
 }
+
+
+@dataclass(frozen=True)
+class RecordFamily:
+    """The generator of a task with records in the schema of its official files.
+
+    Attributes:
+        version: raised whenever a record changes; part of the data's fingerprint.
+        reshape: the function of reshape.py that its records are for; empty where records are rows.
+        phenomena: functions of (draw, 0 or 1, in turn), which give one record or several that belong together.
+    """
+
+    name: str
+    version: int
+    reshape: str
+    phenomena: Sequence[Callable[[Draw, int], list[Record]]]
+
+    def check(self, task: TaskSpec) -> None:
+        """Raise UserError when the task reads other records."""
+        if task.reshape != self.reshape:
+            raise UserError(
+                f"task {task.name}: generator {self.name} writes records for reshape: {self.reshape or '(none)'}, "
+                f"the task has {task.reshape or '(none)'}; use another one"
+            )
+
+
+RECORD_FAMILIES = {
+    family.name: family
+    for family in (
+        RecordFamily("causes", 1, "copa", causes.PHENOMENA),
+        RecordFamily("answers", 1, "multirc", answers.PHENOMENA),
+        RecordFamily("cloze", 1, "record", cloze.PHENOMENA),
+        RecordFamily("senses", 1, "wic", senses.PHENOMENA),
+        RecordFamily("pronouns", 1, "wsc", pronouns.PHENOMENA),
+        RecordFamily("roles", 1, "", roles.PHENOMENA),
+    )
+}
+
+
+def write_records(family: RecordFamily, share: int, seed: int) -> Iterator[list[Record]]:
+    """Different records without end, in the batches that belong together, numbered from 0 in `idx`.
+
+    Args:
+        share: as in `write_rows`. The passage decides it where there is one, else all texts together.
+
+    Raises:
+        UserError: the generator has no more.
+    """
+    draw = Draw(family.name, family.version, share, seed)
+    seen: set[str] = set()
+    count = tries = 0
+    while True:
+        found = draw.pick(family.phenomena)(draw, len(seen) % 2)
+        text = json.dumps(found)
+        tries += 1
+        if text not in seen and _share(tuple(_texts(found))) == share:
+            seen.add(text)
+            yield [{"idx": count + number, **record} for number, record in enumerate(found)]
+            count, tries = count + len(found), 0
+        elif tries > TRIES:
+            raise UserError(f"generator {family.name} has only about {len(seen)} records: ask for fewer rows")
+
+
+def _texts(found: list[Record]) -> Iterator[str]:
+    """What decides the share of records: the same question about a passage is never in two splits."""
+    for record in found:
+        passage = record.get("passage", record).get("text")
+        yield from [passage] if passage else sorted(value for value in record.values() if isinstance(value, str))
 
 
 def write_rows(family: Family, labels: Sequence[str], share: int, count: int, seed: int) -> list[tuple[Texts, float]]:

@@ -1,0 +1,46 @@
+"""Causes and effects: of two sentences, the one that came before, or after, the premise in one short story."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from propulsion.harness.sources.generators.draw import PEOPLE, Draw
+
+STORIES = (  # what came first, then, and last
+    ("forgot the umbrella", "got wet in the rain", "caught a cold"),
+    ("skipped breakfast", "was very hungry at noon", "ate two lunches"),
+    ("worked all night", "was very tired", "fell asleep at the desk"),
+    ("trained every day", "won the race", "got a gold medal"),
+    ("spent all the money", "could not pay the rent", "asked for a loan"),
+    ("drove too fast", "was stopped by the police", "had to pay a fine"),
+    ("touched the hot stove", "burned a finger", "put on a bandage"),
+    ("lost the key", "could not open the door", "called a locksmith"),
+    ("studied the whole book", "knew every answer in the exam", "got the best grade"),
+    ("ate spoiled fish", "had a bad stomach ache", "went to the doctor"),
+    ("missed the bus", "came late to work", "apologized to the boss"),
+    ("heard a funny joke", "started to laugh", "woke the sleeping baby"),
+)
+
+
+def topic(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """Anna was very tired. What was the cause? Anna worked all night. / Anna missed the bus."""
+    story, other = draw.two(STORIES)
+    cause, who = draw.flip(), draw.pick(PEOPLE)
+    end = 0 if cause else 2
+    return _question(place, who, story[1], story[end], other[end], cause)
+
+
+def direction(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """Anna was very tired. What was the cause? Anna worked all night. / Anna fell asleep at the desk."""
+    story, cause, who = draw.pick(STORIES), draw.flip(), draw.pick(PEOPLE)
+    right, wrong = (story[0], story[2]) if cause else (story[2], story[0])
+    return _question(place, who, story[1], right, wrong, cause)
+
+
+def _question(place: int, who: str, premise: str, right: str, wrong: str, cause: bool) -> list[dict[str, Any]]:
+    choices = (right, wrong) if place == 0 else (wrong, right)
+    record = {"premise": f"{who} {premise}.", "question": "cause" if cause else "effect", "label": place}
+    return [{**record, "choice1": f"{who} {choices[0]}.", "choice2": f"{who} {choices[1]}."}]
+
+
+PHENOMENA = (topic, topic, topic, direction)
