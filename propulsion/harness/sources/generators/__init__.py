@@ -161,9 +161,9 @@ def write_records(family: RecordFamily, share: int, seed: int) -> Iterator[list[
 
 
 def _texts(found: list[Record]) -> Iterator[str]:
-    """What decides the share of records: the same question about a passage is never in two splits."""
+    """What decides the share of records: two about one passage, or one premise, are never in two splits."""
     for record in found:
-        passage = record.get("passage", record).get("text")
+        passage = record.get("premise") or record.get("passage", record).get("text")
         yield from [passage] if passage else sorted(value for value in record.values() if isinstance(value, str))
 
 
