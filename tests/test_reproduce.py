@@ -46,6 +46,13 @@ def test_mini_is_nine_tasks_and_six_methods_and_paper_the_papers_eight() -> None
     assert paper["backbone"] == "roberta_base,roberta_large"
 
 
+def test_superglue_is_eight_tasks_in_both_profiles_and_rte_is_one_of_them() -> None:
+    for profile in ("mini", "paper"):
+        words = sweep_words(sweep_command(Request(suite="superglue"), profile))
+        found = dict(word.split("=", 1) for word in words)
+        assert found["task"].split(",") == ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
+
+
 def test_real_and_generated_rows_have_folders_of_their_own() -> None:
     assert results_dir(Request(), "mini") == "results/mini"
     assert results_dir(Request(data_dir="glue_data"), "mini") == "results/mini-local"
