@@ -12,9 +12,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import set_seed
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from baselines import Counts, apply_method, count, in_head, partition
+from baselines import Counts, Partition, apply_method, count, in_head, partition
 from propulsion.harness import devices, record
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
@@ -24,7 +25,18 @@ from propulsion.harness.settings import Settings
 from propulsion.harness.sources import Source, TaskData, hold_out, open_source, subset
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
-from propulsion.harness.weights import load_start, save_trained, start_digest, weights_path
+from propulsion.harness.weights import (
+    BEST,
+    LAST,
+    BestWeights,
+    keep,
+    lacks_weights,
+    load_start,
+    rules_kept,
+    start_digest,
+    tensor_names,
+    weights_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +54,10 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     key = record.cell_key(settings.config, source.fingerprint())
     path = record.record_path(settings, key)
     done = record.read_record(path)
-    if done is not None and done["status"] != record.FAILED and not _lacks_weights(settings, key):
+    if done is not None and done["status"] != record.FAILED and not lacks_weights(settings, done):
         return done, False
     _refuse_early(settings)
-    data = _rows(source, settings)
+    data = rows_of(source, settings)
     entry = _blank(settings, key, source, data)
     checkpoints = Path(settings.results_dir, "checkpoints", key)
     tracker = Tracker()
@@ -66,18 +78,13 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     return entry, True
 
 
-def _lacks_weights(settings: Settings, key: str) -> bool:
-    """Whether weights are asked for that an earlier run of the cell did not keep."""
-    return settings.training.keep_weights and not weights_path(settings.results_dir, key).is_file()
-
-
 def _refuse_early(settings: Settings) -> None:
     """What cannot work is refused on an empty model, before weights are read or anything is written."""
     find_weights(settings.backbone)
     apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
 
 
-def _rows(source: Source, settings: Settings) -> TaskData:
+def rows_of(source: Source, settings: Settings) -> TaskData:
     """The cell's rows: the source's splits, or training rows held out, cut to the asked sizes."""
     spec, seed, grouped = settings.training, settings.data.seed, bool(settings.task.group)
     data = source.load()
@@ -121,6 +128,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
             },
             "weights": None,
             "start": None,  # digest of the run's starting point, where it is not the backbone alone
+            "kept": None,  # rule -> step, sha256 and bytes of the trained tensors in weights/<key>/<rule>.safetensors
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
         "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
@@ -132,14 +140,9 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
 def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, tracker: Tracker) -> None:
     """Backbone, method, training; fills the record as facts become known."""
     peak = devices.PeakMemory()
-    set_seed(settings.seed)
-    tokenizer = load_tokenizer(settings.backbone)
     spec = settings.training
-    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, spec.dropout)
-    if spec.center_regression and settings.task.kind == "regression":
-        center_head(model, settings.backbone, fmean(data.train["label"]))
-    tuned = apply_method(model, settings.method, settings.backbone)
-    parts = partition(tuned, settings.backbone.head, settings.method.head != "frozen")
+    centred = spec.center_regression and settings.task.kind == "regression"
+    tokenizer, tuned, parts, weights = build_model(settings, fmean(data.train["label"]) if centred else None)
     _fill_model(entry, weights, count(tuned, parts))
     entry["cost"]["adapter_bytes"] = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
     if spec.start_from:
@@ -153,16 +156,68 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
         return encode(rows, tokenizer, settings.task, length)
 
     tracker.start(settings, entry["key"])
+    best = _best_weights(settings, tuned, parts, checkpoints)
     evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()}, data.parts)
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
     outcome = train(
-        tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker]
+        tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker, *best]
     )
     _fill_outcome(entry, outcome, settings)
     entry["cost"]["peak_memory_bytes"] = peak.read()
-    if spec.keep_weights and int(os.environ.get("RANK", "0")) == 0:
-        save_trained(tuned, [*parts.adapter, *parts.head], weights_path(settings.results_dir, entry["key"]))
+    _keep_weights(settings, tuned, parts, entry, *best)
+
+
+def build_model(
+    settings: Settings, mean: float | None = None
+) -> tuple[PreTrainedTokenizerBase, nn.Module, Partition, Weights]:
+    """Tokenizer, tuned model, its trained parts and the backbone's provenance; what is random follows the seed.
+
+    A regression starts at `mean` where one is given.
+    """
+    set_seed(settings.seed)
+    tokenizer = load_tokenizer(settings.backbone)
+    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, settings.training.dropout)
+    if mean is not None:
+        center_head(model, settings.backbone, mean)
+    tuned = apply_method(model, settings.method, settings.backbone)
+    return tokenizer, tuned, partition(tuned, settings.backbone.head, settings.method.head != "frozen"), weights
+
+
+def kept_names(settings: Settings, model: nn.Module, parts: Partition) -> list[str]:
+    """The tensors that a file of kept weights holds: what is trained, and the head in any case."""
+    head = [name for name, _ in model.named_parameters() if in_head(name, settings.backbone.head)]
+    return tensor_names(model, [*parts.adapter, *parts.head], head)
+
+
+def _rules_kept(settings: Settings, model: nn.Module) -> tuple[str, ...]:
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return rules_kept(settings.training.keep_weights, size)
+
+
+def _best_weights(settings: Settings, model: nn.Module, parts: Partition, folder: Path) -> list[BestWeights]:
+    """The callback that keeps the best evaluation's weights, where they are to be kept."""
+    if BEST not in _rules_kept(settings, model):
+        return []
+    names = kept_names(settings, model, parts)
+    return [BestWeights(folder, names, settings.task.primary, settings.training.best_by)]
+
+
+def _keep_weights(
+    settings: Settings, model: nn.Module, parts: Partition, entry: dict[str, Any], best: BestWeights | None = None
+) -> None:
+    """Put the trained tensors of a run that ended well beside its record, which gets their digests."""
+    rules, step = _rules_kept(settings, model), entry["eval"]["best_step"]
+    if not rules or entry["status"] != record.SUCCESS or int(os.environ.get("RANK", "0")) > 0:
+        return
+    entry["run"]["kept"] = keep(
+        model,
+        kept_names(settings, model, parts),
+        rules,
+        best.path(step) if best else None,
+        weights_path(settings.results_dir, entry["key"]).parent,
+        {LAST: entry["cost"]["steps"], BEST: step},
+    )
 
 
 def _lost_spans(data: TaskData, tokenizer: Any, settings: Settings, length: int) -> dict[str, int]:

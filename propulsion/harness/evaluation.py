@@ -121,8 +121,7 @@ def summarize(history: list[Evaluation], primary: str, best_by: str = "primary")
     """
     if not history:
         return {"best": None, "last": None, "heldout": None, "best_step": None}
-    by_loss = best_by == "loss"
-    best = min(history, key=lambda e: e.loss) if by_loss else max(history, key=lambda e: e.scores[ALL][primary])
+    best = best_evaluation(history, primary, best_by)
     selected = max(history, key=lambda e: e.scores[SELECT][primary])
     return {
         "best": best.scores[ALL],
@@ -130,3 +129,10 @@ def summarize(history: list[Evaluation], primary: str, best_by: str = "primary")
         "heldout": selected.scores[REPORT],
         "best_step": best.step,
     }
+
+
+def best_evaluation(history: list[Evaluation], primary: str, best_by: str = "primary") -> Evaluation:
+    """The best of one or more evaluations, by the rule of `summarize`."""
+    if best_by == "loss":
+        return min(history, key=lambda e: e.loss)
+    return max(history, key=lambda e: e.scores[ALL][primary])

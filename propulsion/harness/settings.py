@@ -15,6 +15,7 @@ KINDS = ("classification", "regression")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = ("primary", "loss")
+KEEP_WEIGHTS = ("auto", "none", "last", "best", "both")  # auto: both, where they are small
 GROUPS = ("", "given", "pairs")
 
 
@@ -152,7 +153,7 @@ class TrainingSpec:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     checkpoint_seconds: float = 120.0
     keep_checkpoints: bool = False
-    keep_weights: bool = False  # write the final trained tensors to <results_dir>/weights/<key>
+    keep_weights: str = "auto"  # none | last | best | both | auto: trained tensors in <results_dir>/weights/<key>
 
 
 @dataclass
@@ -216,6 +217,7 @@ def read_settings(config: DictConfig) -> Settings:
         typed: Any = OmegaConf.to_object(config)
         settings = Settings(**{name: getattr(typed, name) for name in Config.__dataclass_fields__}, config=resolved)
         _check_recipe(settings.recipe)
+        _name_kept_weights(settings.training)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", None)
         reason = str(error).strip().splitlines()[0]
@@ -232,12 +234,18 @@ def _check_recipe(recipe: RecipeSpec | None) -> None:
             raise ValueError(f"recipe.sources names {key}, which is no key of training or method")
 
 
+def _name_kept_weights(spec: TrainingSpec) -> None:
+    """`true` and `false`, as older command lines and records have it, are `last` and `none`."""
+    spec.keep_weights = {"true": "last", "false": "none"}.get(spec.keep_weights.lower(), spec.keep_weights)
+
+
 def _check(settings: Settings) -> None:
     choices = {
         "task.kind": (settings.task.kind, KINDS),
         "training.schedule": (settings.training.schedule, SCHEDULES),
         "training.precision": (settings.training.precision, PRECISIONS),
         "training.best_by": (settings.training.best_by, BEST_BY),
+        "training.keep_weights": (settings.training.keep_weights, KEEP_WEIGHTS),
         "task.group": (settings.task.group, GROUPS),
         "task.cut": (settings.task.cut, ("", *settings.task.text)),
     }
