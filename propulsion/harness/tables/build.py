@@ -10,6 +10,7 @@ from typing import Any
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.metrics import base_name, short_name
 from propulsion.harness.record import DIVERGED, FAILED, SUCCESS
+from propulsion.harness.tables import suites
 from propulsion.harness.tables.conditions import conditions, title
 from propulsion.harness.tables.model import (
     DIAGNOSTICS,
@@ -41,7 +42,7 @@ def build(records: list[Record], suite: str, rule: str = "last", left_out: Itera
     """
     if rule not in RULES:
         raise unknown("checkpoint rule", rule, RULES)
-    chosen = [record for record in records if record["run"]["suite"] == suite]
+    chosen = suites.records_of(suite, records)
     if not chosen:
         raise (unknown("suite", suite, {r["run"]["suite"] for r in records}) if records else UserError("no records"))
     check_comparable(chosen)
@@ -88,7 +89,7 @@ def _columns(suite: str, records: list[Record]) -> tuple[Column, ...]:
             shown = score in first
             averaged = score == first[0] and task not in DIAGNOSTICS
             columns.append(Column(task, score, _label(task, score, primary), shown, averaged))
-    return tuple(columns)
+    return suites.mark(suite, columns)
 
 
 def _label(task: str, score: str, primary: str) -> str:
@@ -119,7 +120,7 @@ def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column
     return Row(
         *key,
         cells=cells,
-        average=_average([cell for cell, column in zip(cells, columns, strict=True) if column.averaged]),
+        average=suites.average(columns, cells),
         adapter=_count(records, "adapter"),
         head=_count(records, "head"),
         trainable=_count(records, "trainable"),
@@ -157,17 +158,6 @@ def _score(record: Record, score: str, rule: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _average(cells: list[Cell]) -> Cell:
-    """Mean over tasks, seed by seed; none without a score on every task from the same seeds."""
-    if not cells or any(not cell.scores or cell.status != "ok" for cell in cells):
-        return Cell({})
-    seeds = set(cells[0].scores)
-    if any(set(cell.scores) != seeds for cell in cells):
-        return Cell({})
-    scores = {seed: statistics.fmean(cell.scores[seed] for cell in cells) for seed in sorted(seeds)}
-    return Cell(scores, len(scores))
-
-
 def _count(records: list[Record], name: str) -> tuple[int, int] | None:
     """Of the tasks with two labels where there are any, else over all tasks."""
     known = [r for r in records if r["params"].get(name) is not None]
@@ -187,11 +177,14 @@ def _notes(
     suite: str, columns: tuple[Column, ...], rows: tuple[Row, ...], records: list[Record], left_out: list[str]
 ) -> list[str]:
     averaged = [TASK_NAMES.get(column.task, column.task) for column in columns if column.averaged]
+    whole = suites.whole(suite, columns)
     shown = {column.task for column in columns}
     absent = [TASK_NAMES[task] for task in TASKS.get(suite, ()) if task not in shown and task not in DIAGNOSTICS]
     labels = {len((r["run"]["config"].get("task") or {}).get("labels") or ()) for r in records}
     notes = []
-    if len(averaged) > 1:
+    if whole:
+        notes.append(suites.note(suite))
+    if len(averaged) > 1 and not whole:
         notes.append(
             f"Average: the mean over {', '.join(averaged)}; only for a method with a score on each of them "
             "from the same seeds. A task with two evaluation sets enters with its first."

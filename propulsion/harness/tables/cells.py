@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from propulsion.harness.tables import suites
 from propulsion.harness.tables.model import GAP, Cell, Row, Table
 
 NONE = "—"
@@ -29,8 +30,8 @@ def row_names(row: Row) -> list[str]:
 
 
 def score_header(table: Table) -> list[str]:
-    """Task and metric of each shown score; `average of 9` when there are two tasks or more."""
-    average = [f"average of {table.averaged}"] if table.averaged > 1 else []
+    """Task and metric of each shown score; `GLUE score` or `average of 3` when there are two tasks or more."""
+    average = [suites.average_name(table.suite, table.columns)] if table.averaged > 1 else []
     return [clip(column.label) for column in table.columns if column.shown] + average
 
 

@@ -16,7 +16,7 @@ RULES = {
 }
 TASKS = {  # in the order of the suites' own papers
     "glue": ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"),
-    "superglue": ("boolq", "cb", "copa", "multirc", "record", "wic", "wsc", "axb", "axg"),
+    "superglue": ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc", "axb", "axg"),
 }
 DIAGNOSTICS = ("ax", "axb", "axg")  # no part of a suite's average
 TASK_NAMES = {
@@ -106,4 +106,4 @@ class Table:
     @property
     def averaged(self) -> int:
         """Number of tasks in the average."""
-        return sum(column.averaged for column in self.columns)
+        return len({column.task for column in self.columns if column.averaged})
