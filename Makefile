@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test tables params claims plan lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test tables params claims plan submit lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -63,6 +63,12 @@ claims: $(STAMP) ## the claims ledger: each claim, its source, our measurement, 
 
 plan: $(STAMP) ## the cells of the sweep: done, failed, to do, and the time left
 	$(PYTHON) -m scripts.plan suite=glue profile=$(PROFILE) $(strip $(CHOICE) $(ARGS))
+
+submit: $(STAMP) ## prediction files for the GLUE and SuperGLUE servers, zipped, from finished runs
+	$(PYTHON) -m scripts.submit $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,results_dir),\
+	  $(if $(filter-out auto,$(PROFILE)),'results_dir=results/$(PROFILE)')) $(call list,TASKS,tasks) \
+	  $(call list,METHODS,methods) $(call list,BACKBONES,backbones) $(call list,SEEDS,seeds) \
+	  $(call path,DATA_DIR,data_dir) $(ARGS))
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	$(PYTHON) -m ruff format --check .

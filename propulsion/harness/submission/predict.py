@@ -1,0 +1,206 @@
+"""A recorded run as a model again: rebuilt, loaded from its kept weights, and checked against its own record."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import DataCollatorWithPadding, EvalPrediction
+
+from propulsion.harness.cell import build_model, kept_names, rows_of
+from propulsion.harness.encode import encode, evaluation_rows
+from propulsion.harness.errors import UserError
+from propulsion.harness.evaluation import ALL, Scorer
+from propulsion.harness.settings import Config, Settings, TaskSpec, read_settings
+from propulsion.harness.sources import Source, open_source
+from propulsion.harness.tables.reading import record_name
+from propulsion.harness.weights import file_digest, load_trained, weights_path
+
+Record = dict[str, Any]
+NOT_INPUT = ("labels", "length")  # columns of encoded rows that no model takes
+ROWS_APART = 2  # this many rows may fall the other way on another device, whose rounding is another
+
+
+def settings_of_record(record: Record, results_dir: str, data_dir: str) -> Settings:
+    """The settings that a record's run had. Of files and folders on a machine a record has only the names.
+
+    Raises:
+        UserError: a config that this version does not read, or local data without their folder.
+    """
+    config = dict(record["run"]["config"])
+    config["data"] = {**config["data"], "dir": data_dir or None}
+    config["training"] = {**config["training"], "start_from": None}  # the kept weights hold all that was trained
+    if config["data"]["source"] == "local" and not data_dir:
+        raise UserError(
+            f"{record_name(record)} is of local files: say where they are, data_dir=<folder> (make: DATA_DIR=)"
+        )
+    try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(Config), {**config, "results_dir": results_dir})
+        return read_settings(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{record_name(record)}: its config is of another version ({reason}); run the cell again"
+        ) from (error)
+
+
+@dataclass
+class Predictor:
+    """One run's model. Nothing is loaded before it is needed; `check` comes before any answer."""
+
+    record: Record
+    rule: str
+    results_dir: str
+    data_dir: str
+
+    @property
+    def name(self) -> str:
+        """The record's place, for people."""
+        return record_name(self.record)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Step, digest and size of the weights, from the record.
+
+        Raises:
+            UserError: the run kept none by this rule.
+        """
+        kept: dict[str, Any] | None = (self.record["run"].get("kept") or {}).get(self.rule)
+        if kept is None:
+            run = self.record["run"]
+            raise UserError(
+                f"{self.name} kept no weights of its {self.rule} evaluation: run it again as it was with "
+                f"training.keep_weights=both, as in python -m scripts.run task={run['task']} "
+                f"backbone={run['backbone']} method={run['method']} seed={run['seed']} "
+                f"results_dir={self.results_dir} training.keep_weights=both"
+            )
+        return kept
+
+    @cached_property
+    def file(self) -> Path:
+        """The weights file, which is the one that the record names.
+
+        Raises:
+            UserError: it is gone, or another.
+        """
+        path = weights_path(self.results_dir, self.record["key"], self.rule)
+        again = "run the cell again with training.keep_weights=both"
+        if not path.is_file():
+            raise UserError(f"{self.name}: its weights {path} are gone; put them back, or {again}")
+        if file_digest(path) != self.kept["sha256"]:
+            raise UserError(
+                f"{self.name}: {path} is not the file that the record names (sha256); delete it and {again}"
+            )
+        return path
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return settings_of_record(self.record, self.results_dir, self.data_dir)
+
+    @cached_property
+    def source(self) -> Source:
+        """The run's data: the same rows as then.
+
+        Raises:
+            UserError: they are not there, or others.
+        """
+        source = open_source(self.settings.task, self.settings.data)
+        recorded = self.record["run"]["data"]["fingerprint"]
+        if source.fingerprint() != recorded:
+            raise UserError(
+                f"{self.name}: the {self.settings.data.source} data here are not those of the record "
+                f"({source.fingerprint()}, not {recorded}); set data_dir=<the folder it was run on>"
+            )
+        return source
+
+    @cached_property
+    def _built(self) -> tuple[Any, Any]:
+        """Tokenizer and model, on the device, with the kept weights."""
+        tokenizer, model, parts, weights = build_model(self.settings)
+        recorded = self.record["run"]["weights"]
+        compared = ("sha256",) if recorded["sha256"] else ("id", "revision")
+        for what in compared:
+            if asdict(weights)[what] != recorded[what]:
+                raise UserError(
+                    f"{self.name}: backbone {self.settings.backbone.name} here has {what} {asdict(weights)[what]}, the "
+                    f"record's has {recorded[what]}; install the weights it was run with"
+                )
+        load_trained(model, self.file, kept_names(self.settings, model, parts))
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return tokenizer, model
+
+    def release(self) -> None:
+        """Let go of the model."""
+        self.__dict__.pop("_built", None)
+
+    def check(self) -> dict[str, dict[str, float]]:
+        """Score the loaded model on the run's own evaluation rows and compare with the record.
+
+        Returns:
+            `recorded` and `recomputed`, each metric -> score.
+
+        Raises:
+            UserError: they differ by more than rounding on another device can explain.
+        """
+        parts = rows_of(self.source, self.settings).parts
+        rows = evaluation_rows(
+            {suffix: self._encoded(part, self.settings.task) for suffix, part in parts.items()}, parts
+        )
+        output = EvalPrediction(predictions=self._logits(rows.rows), label_ids=np.asarray(rows.rows[:]["labels"]))
+        scores = Scorer(self.settings.task, rows)(output)
+        recorded: dict[str, float] = self.record["eval"][self.rule]
+        recomputed = {name: float(scores[f"{ALL}/{name}"]) for name in recorded}
+        tolerance = 0.005 + ROWS_APART / min(len(part) for part in parts.values())
+        for name, score in recorded.items():
+            if not abs(recomputed[name] - score) <= tolerance:
+                raise UserError(
+                    f"{self.name}: its {self.rule} weights score {name} {recomputed[name]:.4f} on the evaluation rows, "
+                    f"the record says {score:.4f}; nothing was written. Run the cell again with "
+                    "training.keep_weights=both"
+                )
+        return {"recorded": dict(recorded), "recomputed": recomputed}
+
+    def logits(self, rows: Dataset, task: TaskSpec) -> np.ndarray:
+        """(n, classes) or (n, 1) for rows of a task with the same labels, in their order."""
+        if task.labels != self.settings.task.labels:
+            raise UserError(f"{task.name} has other labels than {self.settings.task.name}, whose model is to answer it")
+        return self._logits(self._encoded(rows, task))
+
+    def _encoded(self, rows: Dataset, task: TaskSpec) -> Dataset:
+        tokenizer, _ = self._built
+        length = min(self.settings.training.max_length, self.settings.backbone.max_length)
+        return encode(rows, tokenizer, task, length)
+
+    def _logits(self, encoded: Dataset) -> np.ndarray:
+        """Batches of rows of like length, as in the run's evaluations and in the same precision."""
+        tokenizer, model = self._built
+        order = np.argsort(np.asarray(encoded[:]["length"]), kind="stable")
+        inputs = encoded.remove_columns([name for name in NOT_INPUT if name in encoded.column_names])
+        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
+        size = self.settings.training.eval_batch_size
+        found = []
+        for start in range(0, len(order), size):
+            chosen = inputs.select(order[start : start + size])
+            batch: Any = collate([chosen[i] for i in range(len(chosen))])
+            with torch.no_grad(), self._autocast(model.device.type):
+                found.append(model(**batch.to(model.device)).logits.float().cpu().numpy())
+        logits = np.concatenate(found).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise UserError(f"{self.name}: the model gives numbers that are not finite; choose another run")
+        back = np.empty_like(logits)
+        back[order] = logits
+        return back
+
+    def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        precision = self.record["env"].get("precision")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(precision))
+        return torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
