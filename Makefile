@@ -26,7 +26,7 @@ endif
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  PROFILE=auto|mini|paper   which grid; auto says which one it took and why'
 	@echo '  TASKS= METHODS= BACKBONES= SEEDS=   part of the grid, as in TASKS=rte,mrpc SEEDS=0,1,2'
