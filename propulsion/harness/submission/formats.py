@@ -4,8 +4,8 @@ GLUE: one tab-separated file per test set with the header `index<TAB>prediction`
 class ids for CoLA, SST-2, MRPC, QQP and WNLI, label words for the entailment tasks, a number in 0..5 for STS-B.
 SuperGLUE: one JSON object per line, `{"idx": ..., "label": ...}`, with the idx of the test file; words for BoolQ, CB,
 RTE, WiC, WSC and the diagnostics, 0 or 1 for COPA, the entity's text for ReCoRD, and for MultiRC answers nested in
-questions nested in passages. Sources: the servers' FAQ pages and sample submissions, and the exports of jiant
-(nyu-mll/jiant, jiant/evaluate.py, `write_preds` with strict_glue_format), the benchmarks' own toolkit.
+questions nested in passages. Source: the exports of jiant (nyu-mll/jiant, jiant/evaluate.py, `write_preds` with
+strict_glue_format), the benchmarks' own toolkit. AX takes label words, as the other entailment sets do.
 """
 
 from __future__ import annotations
