@@ -31,6 +31,7 @@ TASK_OF = {  # one task for each family
     "inference": "mnli",
     "answer": "qnli",
     "coreference": "wnli",
+    "commitment": "cb",
 }
 PAIRS = [(family, one) for family in FAMILIES.values() if family.labels for one in dict.fromkeys(family.phenomena)]
 
@@ -312,6 +313,8 @@ DIGESTS = {  # version, digest of the first 60 rows
     "inference": (1, "fbc0cf7de4c0"),
     "answer": (1, "218642d08c66"),
     "coreference": (1, "67b0e77bda07"),
+    "yesno": (1, "08def6d33bf9"),
+    "commitment": (1, "f02cc5c36b7b"),
 }
 
 

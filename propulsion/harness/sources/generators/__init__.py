@@ -150,7 +150,7 @@ def write_records(family: RecordFamily, share: int, seed: int) -> Iterator[list[
     count = tries = 0
     while True:
         found = draw.pick(family.phenomena)(draw, len(seen) % 2)
-        text = json.dumps(found)
+        text = "\n".join(sorted(json.dumps(record) for record in found))  # a pair and its mirror image are one
         tries += 1
         if text not in seen and _share(tuple(_texts(found))) == share:
             seen.add(text)

@@ -22,25 +22,31 @@ STORIES = (  # what came first, then, and last
 )
 
 
+def person(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """Anna was very tired. What was the cause? Anna worked all night. / Ben worked all night."""
+    story, cause, (who, other) = draw.pick(STORIES), draw.flip(), draw.two(PEOPLE)
+    told = story[0 if cause else 2]
+    return _question(place, f"{who} {story[1]}", f"{who} {told}", f"{other} {told}", cause)
+
+
 def topic(draw: Draw, place: int) -> list[dict[str, Any]]:
     """Anna was very tired. What was the cause? Anna worked all night. / Anna missed the bus."""
-    story, other = draw.two(STORIES)
-    cause, who = draw.flip(), draw.pick(PEOPLE)
+    (story, other), cause, who = draw.two(STORIES), draw.flip(), draw.pick(PEOPLE)
     end = 0 if cause else 2
-    return _question(place, who, story[1], story[end], other[end], cause)
+    return _question(place, f"{who} {story[1]}", f"{who} {story[end]}", f"{who} {other[end]}", cause)
 
 
 def direction(draw: Draw, place: int) -> list[dict[str, Any]]:
     """Anna was very tired. What was the cause? Anna worked all night. / Anna fell asleep at the desk."""
     story, cause, who = draw.pick(STORIES), draw.flip(), draw.pick(PEOPLE)
     right, wrong = (story[0], story[2]) if cause else (story[2], story[0])
-    return _question(place, who, story[1], right, wrong, cause)
+    return _question(place, f"{who} {story[1]}", f"{who} {right}", f"{who} {wrong}", cause)
 
 
-def _question(place: int, who: str, premise: str, right: str, wrong: str, cause: bool) -> list[dict[str, Any]]:
+def _question(place: int, premise: str, right: str, wrong: str, cause: bool) -> list[dict[str, Any]]:
     choices = (right, wrong) if place == 0 else (wrong, right)
-    record = {"premise": f"{who} {premise}.", "question": "cause" if cause else "effect", "label": place}
-    return [{**record, "choice1": f"{who} {choices[0]}.", "choice2": f"{who} {choices[1]}."}]
+    record = {"premise": f"{premise}.", "question": "cause" if cause else "effect", "label": place}
+    return [{**record, "choice1": f"{choices[0]}.", "choice2": f"{choices[1]}."}]
 
 
-PHENOMENA = (topic, topic, topic, direction)
+PHENOMENA = (person, person, person, topic, direction)

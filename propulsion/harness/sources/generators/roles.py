@@ -24,11 +24,28 @@ ROLES = (  # who did what to whom, because the first ..., because the second ...
 )
 
 
-def pair(draw: Draw, place: int) -> list[dict[str, Any]]:
-    """In May the doctor in Paris treated the patient because he was ill. / The patient was ill., and with she."""
+def partner(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """In May the doctor in Paris treated the patient because he was ill. / The patient (or: doctor) was ill."""
     agent, verb, other, own, theirs = draw.pick(ROLES)
     who, wrong, reasons = draw.pick(((agent, other, own), (other, agent, theirs)))
-    reason, start = draw.pick(reasons), f"In {draw.pick(MONTHS)} the {agent} in {draw.pick(PLACES)}"
+    return _pair(draw, place, (agent, verb, other), (who, wrong), draw.pick(reasons))
+
+
+def outsider(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """In May the doctor in Paris treated the patient because he was ill. / The patient (or: the guest) was ill."""
+    (agent, verb, other, own, theirs), stranger = draw.two(ROLES)
+    side = draw.flip()
+    who, reasons = (agent, own) if side else (other, theirs)
+    return _pair(draw, place, (agent, verb, other), (who, stranger[0 if side else 2]), draw.pick(reasons))
+
+
+def _pair(
+    draw: Draw, place: int, told: tuple[str, str, str], people: tuple[str, str], reason: str
+) -> list[dict[str, Any]]:
+    """Both genders of one row: who is meant is named where it follows, else the wrong one."""
+    agent, verb, other = told
+    who, wrong = people
+    start = f"In {draw.pick(MONTHS)} the {agent} in {draw.pick(PLACES)}"
     label, named = ("entailment", who) if place == 0 else ("not_entailment", wrong)
     return [
         {
@@ -40,4 +57,4 @@ def pair(draw: Draw, place: int) -> list[dict[str, Any]]:
     ]
 
 
-PHENOMENA = (pair,)
+PHENOMENA = (partner, outsider, outsider)

@@ -6,55 +6,56 @@ from typing import Any
 
 from propulsion.harness.sources.generators.draw import PEOPLE, Draw
 
-# word -> sentences with the one meaning, and with the other; {} stands for the word, somebody is named first
+# word -> sentences with the one meaning, and with the other; {} stands for the word, somebody is named first.
+# The sentences of one meaning have a word in common, so that the pair can tell.
 SENSES = {
     "bank": (
-        ("swam to the {} of the river", "fished from the {} of the stream", "sat on the muddy {} by the water"),
-        ("opened an account at the {}", "asked the {} for a loan", "took money out of the {}"),
+        ("swam to the {} of the river", "fished in the river from the {}", "saw the river from its muddy {}"),
+        ("asked the {} for a loan", "paid the loan back to the {}", "got a cheap loan from a {}"),
     ),
     "bat": (
-        ("saw a {} fly out of the cave", "heard a {} flap its wings", "feared that the {} would bite"),
-        ("hit the ball with a {}", "swung the wooden {} hard", "bought a {} for baseball"),
+        ("saw a {} in the dark cave", "woke the {} in the cave", "heard the {} leave its cave"),
+        ("hit the ball with a {}", "missed the ball with the {}", "swung the {} at the ball"),
     ),
     "match": (
-        ("lit the candle with a {}", "struck a {} in the dark", "burned a finger on the {}"),
-        ("won the tennis {}", "played in the final {}", "watched the football {}"),
+        ("lit the candle with a {}", "held a {} to the candle", "had a candle but no {}"),
+        ("won the tennis {}", "lost a {} of tennis", "watched the tennis {}"),
     ),
     "letter": (
-        ("posted the {} to a friend", "put a stamp on the {}", "opened the envelope with the {}"),
-        ("spelled the word without the {} A", "learned the last {} of the alphabet", "typed a capital {}"),
+        ("put a stamp on the {}", "sent the {} without a stamp", "tore the stamp off the {}"),
+        ("learned the last {} of the alphabet", "wrote each {} of the alphabet", "forgot a {} of the alphabet"),
     ),
     "mouse": (
-        ("clicked with the {}", "plugged the {} into the computer", "moved the {} to the icon"),
-        ("saw a {} eat the cheese", "kept a {} in a cage", "set a trap for the {}"),
+        ("plugged the {} into the computer", "moved the {} of the computer", "bought a computer with a {}"),
+        ("saw a {} eat the cheese", "caught the {} with cheese", "gave the {} some cheese"),
     ),
     "palm": (
-        ("read the lines on the {} of the hand", "held a coin in the {}", "hit the table with a flat {}"),
-        ("picked coconuts from the {}", "rested under a {} on the beach", "watered the {} in the garden"),
+        ("read the lines of the hand on the {}", "opened the hand to show the {}", "cut the {} of one hand"),
+        ("rested on the beach under a {}", "planted a {} at the beach", "saw the beach behind the {}"),
     ),
     "nail": (
-        ("hammered a {} into the wall", "hung the picture on a {}", "pulled a rusty {} out of the wood"),
-        ("painted one {} red", "bit a {} of the left hand", "broke a finger {}"),
+        ("hit the {} with a hammer", "took a hammer and a {}", "bent the {} with the hammer"),
+        ("broke a {} of one finger", "painted the {} of each finger", "hurt a finger under the {}"),
     ),
     "spring": (
-        ("planted flowers in {}", "waited for {} after a long winter", "loves the mild days of {}"),
-        ("stretched the metal {}", "replaced the {} of the mattress", "oiled the {} of the clock"),
+        ("waited all winter for {}", "likes {} more than winter", "moved in {} after the winter"),
+        ("oiled the {} of the clock", "broke the clock and its {}", "took the {} out of the clock"),
     ),
     "star": (
-        ("watched a {} in the night sky", "measured the light of a distant {}", "saw the {} through a telescope"),
-        ("became a film {}", "asked the {} for an autograph", "met a {} of the music world"),
+        ("saw a {} in the night sky", "drew the sky with one {}", "found the {} high in the sky"),
+        ("became a {} of film", "met the {} of the film", "made a film about a {}"),
     ),
     "plant": (
-        ("watered the {} in the pot", "grew a {} from a seed", "cut the leaves of the {}"),
-        ("worked in a car {}", "closed the old steel {}", "managed a {} with many workers"),
+        ("grew a {} from a seed", "found the seed of a {}", "got one seed from the {}"),
+        ("made steel in a {}", "sold the {} and its steel", "works in a steel {}"),
     ),
     "court": (
-        ("went to {} to sue the firm", "told the {} the truth", "heard the judge of the {}"),
-        ("played tennis on the {}", "swept the {} after the game", "booked the {} for badminton"),
+        ("told the judge in {} the truth", "saw the judge leave the {}", "met the judge before the {}"),
+        ("played badminton on the {}", "left the {} after badminton", "booked the {} for badminton"),
     ),
     "trunk": (
-        ("climbed up the {} of the oak", "carved a name into the {} of the tree", "leaned on the {} of a pine"),
-        ("saw the elephant lift its {}", "touched the {} of the elephant", "drew an elephant with a long {}"),
+        ("climbed the {} of the old tree", "painted the tree and its {}", "hid behind the {} of a tree"),
+        ("saw the elephant lift its {}", "touched the {} of the elephant", "fed the elephant by its {}"),
     ),
 }
 
