@@ -63,6 +63,8 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
 def _finished(settings: Settings, key: str, holding: bool = False) -> dict[str, Any] | None:
     """The record of a cell that need not run. The lease's holder sets aside what is none."""
     path = record.record_path(settings, key)
+    if holding:
+        record.remove_leftovers(path)
     done, broken = record.look(path)
     if broken and holding:
         print(f"{path} is {broken}; set aside as {record.set_aside(path).name}", file=sys.stderr)

@@ -116,6 +116,8 @@ class Lease:
         if current is not None and current.facts.get("owner") == self.owner:
             for found in _all(self.folder, self.key):  # the lowest first: see _is_rightful
                 found.path.unlink(missing_ok=True)
+            for leftover in self.folder.glob(f".{self.key}.*.tmp"):  # of processes killed in the middle of _make
+                leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
@@ -147,9 +149,12 @@ class Lease:
                 pass
             except OSError:  # a file system without links
                 return self._make_without_link()
-            return os.stat(name).st_nlink == 2  # over NFS the answer to a link may be lost; the count is not
+            return self._is_there()  # over NFS the answer to a link may be lost
         finally:
             Path(name).unlink(missing_ok=True)
+
+    def _is_there(self) -> bool:
+        return any(f.number == self.number and f.facts.get("owner") == self.owner for f in _all(self.folder, self.key))
 
     def _make_without_link(self) -> bool:
         """Create the lease where it did not exist; a reader may see it empty for a moment, which no rule minds."""

@@ -159,6 +159,12 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote this record."""
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record with its digest, whole or not at all."""
     write_text(path, json.dumps(sealed(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -77,7 +77,7 @@ def graceful() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    for number in (signal.SIGINT, *PREEMPTION):
+    for number in map(int, (signal.SIGINT, *PREEMPTION)):
         before = signal.getsignal(number)
         # Without a handler SIGUSR2 is nobody's business here; submitit sets one.
         if before in (signal.SIG_IGN, None) or (number == signal.SIGUSR2 and not callable(before)):
