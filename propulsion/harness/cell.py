@@ -83,7 +83,9 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
     tracker = Tracker()
     with Neighbours() as neighbours:
         try:
-            _run_smaller(settings, data, entry, checkpoints, [tracker, neighbours, Holder(lease)])
+            _run_smaller(
+                settings, data, entry, checkpoints, [tracker, neighbours, Holder(lease if ranks.rank() == 0 else None)]
+            )
         except (UserError, RunningElsewhere, KeyboardInterrupt, SystemExit):
             tracker.abandon()
             raise
