@@ -107,7 +107,7 @@ def test_a_full_disk_at_the_record_keeps_the_checkpoint_and_the_cell_goes_on(
             file.write(text)
 
     monkeypatch.setattr(record, "write_text", full)
-    with pytest.raises(UserError, match="No space left on device.*goes on from its last checkpoint"):
+    with pytest.raises(UserError, match=r"No space left on device.*goes on from its last checkpoint"):
         run_cell(settings)
     monkeypatch.undo()
     assert runs(settings) == [] and saved(settings) == ["checkpoint-19"]

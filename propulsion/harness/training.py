@@ -59,11 +59,13 @@ class Meter(TrainerCallback, ExportableState):
         self.tokens = 0
         self.padded_tokens = 0
         self._mark = 0.0
+        self.pending_loss = 0.0  # summed since the last log line, at step `logged_at`
+        self.logged_at = 0
         self._masks: list[torch.Tensor] = []
 
     def state(self) -> dict[str, Any]:
         self.settle()
-        kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens")
+        kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens", "pending_loss", "logged_at")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
 
     def count(self, mask: torch.Tensor) -> None:
@@ -152,7 +154,8 @@ class CellTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset
-        return EpochSampler(rows["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+        self.order = EpochSampler(rows["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+        return self.order
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return SequentialSampler(eval_dataset)  # the scorer knows the rows by their place
@@ -165,7 +168,22 @@ class CellTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=True)
         return self.optimizer
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Not every wrapper that accelerate puts round the sampler of a resumed epoch hands the epoch on.
+        self.order.set_epoch(kwargs["epoch"])
+        if self.meter.pending_loss:  # a resumed run: the Trainer forgets the losses since its last log line
+            self._tr_loss += self.meter.pending_loss
+            self._globalstep_last_logged = self.meter.logged_at
+            self.meter.pending_loss = 0.0
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.meter.pending_loss = float(self.accelerator.gather(self._tr_loss).mean())  # type: ignore[union-attr]
+        self.meter.logged_at = self._globalstep_last_logged
+        self._write_checkpoint(*args, **kwargs)
+        self.meter.pending_loss = 0.0
+
+    def _write_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         problem: Exception | None = None
         try:
