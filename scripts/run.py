@@ -28,6 +28,7 @@ from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
 from propulsion.harness.progress import cell_line, job, note_of
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import Settings, read_settings
+from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
 
 MAIN_PROCESS = "PROPULSION_MAIN_PROCESS"
 LAUNCHER, LOCAL_WORKERS = "hydra/launcher=", "hydra/launcher=joblib"
@@ -71,6 +72,8 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
     except stops.Preempted as preempted:
         _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
         preempted.hand_over()
+        if os.environ.get(MAIN_PROCESS) != str(os.getpid()):  # whoever waits for a launched job wants a result
+            raise CellStopped(int(preempted.code or 0)) from preempted
         raise
     seconds = time.monotonic() - started
     if ranks.rank() == 0:
@@ -123,6 +126,12 @@ def main() -> int:
             raise
         print("error: a config group needs a name, as in task=rte", file=sys.stderr)
         return 2
+    except Exception as error:  # of the launcher: a job that was killed, or cancelled while it waited
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"error: a job has no result ({reason}); type the same command again for what is left", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: type the same command again and it goes on where it stopped", file=sys.stderr)
         return 130
@@ -138,8 +147,16 @@ def _sweep() -> int:
         return next((code for code in (2, 1, TRY_LATER) if code in _exit_codes), 0)
     finally:
         if sweeps.size() and ranks.rank() == 0:
+            _track(sweeps.notes())
             print(*sweeps.summary(sweeps.notes(), sweeps.size()), sep="\n", flush=True)
         sweeps.end()
+
+
+def _track(notes: list[sweeps.Note]) -> None:
+    """Log the tables of a sweep that has any, unless who started it makes them itself."""
+    if TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
+        (settings,) = planning.settings_of(notes[0].words)
+        log_tables(settings)
 
 
 def _try_again() -> None:

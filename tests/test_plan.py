@@ -141,7 +141,7 @@ def test_a_stale_record_is_named_with_what_changed(tmp_path: Path) -> None:
     assert stale("seed=1") == []  # another cell, and no record of its name
     name = f"rte/minilm/propulsion seed 0: {entry['key']} is stale: "
     assert stale("task.version=9") == [f"{name}task.version {settings.task.version} -> 9"]
-    assert stale("method.degree=5") == [f"{name}method.degree 15 -> 5"]
+    assert stale("method.degree=5") == [f"{name}method.degree 15 -> 5, method.peft.degree 15 -> 5"]
     older = {**entry, "key": "0" * 16, "run": {**entry["run"], "harness": 0}}
     assert stale(records=(older,)) == [f"rte/minilm/propulsion seed 0: {'0' * 16} is stale: code version 0 -> 1"]
     both = [compose_settings(*base, f"training.learning_rate={rate}") for rate in ("1e-3", "2e-3")]

@@ -178,7 +178,7 @@ class CellTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.meter.pending_loss = float(self.accelerator.gather(self._tr_loss).mean())  # type: ignore[union-attr]
+        self.meter.pending_loss = float(self.accelerator.gather(self._tr_loss).mean())
         self.meter.logged_at = self._globalstep_last_logged
         self._write_checkpoint(*args, **kwargs)
         self.meter.pending_loss = 0.0
