@@ -118,8 +118,9 @@ class Lease:
                 found.path.unlink(missing_ok=True)
             for leftover in self.folder.glob(f".{self.key}.*.tmp"):  # of processes killed in the middle of _make
                 leftover.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # where nothing else is in them: a refused cell leaves nothing behind
             self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def __enter__(self) -> Lease:
         self.acquire()
