@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import shutil
@@ -45,6 +46,8 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     fingerprint = source.fingerprint()
     key = record.cell_key(settings.config, fingerprint)
     if (done := ranks.agreed(lambda: _finished(settings, key))) is not None:
+        if ranks.rank() == 0:
+            _tidy(settings, key)
         return done, False
     ranks.agreed(lambda: record.check_writable(settings.results_dir))
     _refuse_early(settings)
@@ -71,6 +74,16 @@ def _finished(settings: Settings, key: str, holding: bool = False) -> dict[str, 
     if done is None or done["status"] == record.FAILED or _lacks_weights(settings, key):
         return None
     return None if settings.rerun and done["status"] == record.DIVERGED else done
+
+
+def _tidy(settings: Settings, key: str) -> None:
+    """Remove what a process left of a finished cell that was killed after it wrote the record."""
+    checkpoints, folder = Path(settings.results_dir, "checkpoints", key), Path(settings.results_dir, leases.FOLDER)
+    left = checkpoints.exists() and not settings.training.keep_checkpoints
+    if left or leases.find(folder, key) is not None:
+        with contextlib.suppress(RunningElsewhere, OSError), Lease(folder, key, {"cell": settings.cell}):
+            if left:
+                shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: str, lease: Lease) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, seconds: flo
     cells = sweeps.size()
     prefix = f"[{job()[0] + 1}/{cells}] " if cells else ""
     took = duration(seconds) if ran else "done before, skipped"
-    return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{_rest(sweeps.notes(), cells)}"
+    return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{_rest(sweeps.notes(), cells) if ran else ''}"
 
 
 def _rest(notes: list[sweeps.Note], cells: int) -> str:
