@@ -65,7 +65,7 @@ def runs(settings: Any) -> list[str]:
 @pytest.mark.slow
 def test_fifty_kills_change_nothing() -> None:
     command = [sys.executable, "-m", "tests.soak", "kills=50", "seed=7"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert ended.returncode == 0, ended.stderr[-3000:]
     facts = json.loads(ended.stdout.splitlines()[-1])
     assert facts["kills"] == 50 and sum(facts["by"].values()) == 50
