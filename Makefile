@@ -35,7 +35,7 @@ help: ## list the targets
 	@echo '  ARGS=         more overrides, as in ARGS="training.max_steps=50"'
 	@echo '  PY=           the Python to set up with (3.11 to 3.13; default python3)'
 
-reproduce-glue: $(STAMP) ## the GLUE sweep of the chosen profile, then its tables
+reproduce-glue: $(STAMP) ## the GLUE sweep of the chosen profile, then its tables, figures and page
 	$(PYTHON) -m scripts.reproduce suite=glue profile=$(PROFILE) $(strip $(CHOICE) $(ARGS))
 
 reproduce-superglue: $(STAMP) ## the same for SuperGLUE
@@ -54,7 +54,7 @@ soak: export OMP_NUM_THREADS := 1
 soak: $(STAMP) ## a small sweep killed 500 times, which has to end as one that never was
 	$(PYTHON) -m tests.soak kills=500 $(ARGS)
 
-tables: $(STAMP) ## every table again, from the records alone
+tables: $(STAMP) ## every table, figure and report page again, from the records alone
 	$(PYTHON) -m scripts.tables $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,results_dir),\
 	  $(if $(filter-out auto,$(PROFILE)),'results_dir=results/$(PROFILE)')) $(ARGS))
 

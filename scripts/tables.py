@@ -1,4 +1,4 @@
-"""Every table again, from the records alone.
+"""Every table, every figure and the report page again, from the records alone.
 
 python -m scripts.tables                              every result set in results/
 python -m scripts.tables results_dir=results/mini     one of them
@@ -10,19 +10,20 @@ import sys
 from pathlib import Path
 
 from propulsion.harness.errors import UserError, unknown
-from propulsion.harness.tables import print_table, tables_of, write_tables
+from propulsion.harness.report import write_report
+from propulsion.harness.tables import print_table
 
 RESULTS = Path("results")
 
 
 def print_tables(results_dir: str) -> None:
-    """Write the tables of one result set, and print each suite's by its first rule, the final weights.
+    """Write the report of one result set, and print each suite's table by its first rule, the final weights.
 
     Raises:
         UserError: no records, records that cannot share a table, or a folder that cannot be written.
     """
-    paths = write_tables(results_dir)
-    for tables in tables_of(results_dir).values():
+    suites, paths = write_report(results_dir)
+    for tables in suites.values():
         print_table(tables[0])
         print()
     print("written:", *paths)

@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from propulsion.harness import record as records_on_disk
 from propulsion.harness import sheets
 from propulsion.harness.errors import UserError
+from propulsion.harness.report import write_report
 from propulsion.harness.tables import (
     RULES,
     build,
@@ -491,7 +492,7 @@ def some_records() -> list[dict[str, Any]]:
 def test_the_same_numbers_in_all_formats() -> None:
     tables = [build(some_records(), "glue", rule) for rule in RULES]
     markdown = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
+        [cell.strip().replace(r"\*", "*") for cell in line.strip("|").split(" | ")]
         for line in to_markdown(tables).splitlines()
         if re.match(r"\| (full|lora|propulsion_attn)", line)
     ]
@@ -592,7 +593,7 @@ def assert_latex_is_sound(text: str) -> None:
     commands = set(re.findall(r"\\([A-Za-z]+)", body))
     assert commands <= {
         "begin", "end", "centering", "caption", "label", "resizebox", "textwidth", "toprule", "midrule",
-        "bottomrule", "multicolumn", "emph", "pm", "times", "dagger", "rho", "ldots", "textbackslash",
+        "bottomrule", "multicolumn", "emph", "pm", "times", "dagger", "ddagger", "geq", "rho", "ldots", "textbackslash",
         "textasciicircum", "textasciitilde", "textasciigrave", "textless", "textgreater", "textbar",
     }  # fmt: skip
     bare = re.sub(r"\\\\|\\[{}$&#%_]", "", body)
@@ -603,7 +604,7 @@ def assert_latex_is_sound(text: str) -> None:
     assert depth == 0
     assert not set(bare) & set('#^_~<>|"`')
     assert bare.count("$") % 2 == 0
-    tabulars = re.findall(r"\\begin\{tabular\}\{(lr*)\}(.*?)\\end\{tabular\}", body, flags=re.DOTALL)
+    tabulars = re.findall(r"\\begin\{tabular\}\{(l+r*)\}(.*?)\\end\{tabular\}", body, flags=re.DOTALL)
     assert tabulars
     for tabular in tabulars:
         lines = [line for line in tabular[1].splitlines() if " & " in line]
@@ -628,7 +629,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
 
 def test_several_backbones_are_grouped() -> None:
     tables = [build(some_records(), "glue")]
-    assert re.findall(r"^### (.*)", to_markdown(tables), flags=re.MULTILINE) == ["minilm", "roberta_base"]
+    headings = re.findall(r"^### (.*)", to_markdown(tables), flags=re.MULTILINE)
+    assert headings == ["minilm", "roberta_base", "Over the suite, last", "Compared, last"]
     assert to_latex(tables).count("\\multicolumn") == 2
     assert_latex_is_sound(to_latex(tables))
 
@@ -638,7 +640,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     save(tmp_path / "a", records)
     save(tmp_path / "b", records[::-1])
     first = {path.name: path.read_bytes() for path in write_tables(tmp_path / "a")}
-    assert sorted(first) == ["glue.csv", "glue.md", "glue.tex"]
+    assert sorted(first) == ["glue-compared.csv", "glue.csv", "glue.md", "glue.tex"]
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path / "a")} == first
     assert {path.name: path.read_bytes() for path in write_tables(tmp_path / "b")} == first
     assert {path.name for path in (tmp_path / "a" / "tables").iterdir()} == set(first)
@@ -647,13 +649,15 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 def test_every_rule_has_its_section(tmp_path: Path) -> None:
     text = write_tables(save(tmp_path, some_records()))[0].read_text(encoding="utf-8")
     assert re.findall(r"^## (\S+):", text, flags=re.MULTILINE) == ["last", "heldout", "best", "best-last"]
+    assert "## The same runs by each rule" in text
 
 
 def test_suites_have_their_own_files(tmp_path: Path) -> None:
     other = make("boolq")
     other["run"]["suite"] = "superglue"
     names = [path.name for path in write_tables(save(tmp_path, [make(), other]))]
-    assert names == ["glue.md", "glue.csv", "glue.tex", "superglue.md", "superglue.csv", "superglue.tex"]
+    endings = (".md", ".csv", ".tex", "-compared.csv")
+    assert names == [f"{suite}{ending}" for suite in ("glue", "superglue") for ending in endings]
 
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -756,7 +760,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 ) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
-    kept = {name: f"{name} as it was" for name in ("glue.csv", "glue.md", "glue.tex")}
+    kept = {name: f"{name} as it was" for name in ("glue.csv", "glue.md", "glue.tex", "glue-compared.csv")}
     for name, text in kept.items():
         (folder / name).write_text(text)
 
@@ -806,6 +810,9 @@ def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "twice" in capsys.readouterr().err
 
 
+PICTURE = re.compile(r'src="data:image/svg[^"]*"')
+
+
 def committed_sets() -> list[str]:
     lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     names = [line.removeprefix("!/results/").strip("/") for line in lines if line.startswith("!/results/")]
@@ -814,7 +821,14 @@ def committed_sets() -> list[str]:
 
 @pytest.mark.parametrize("name", committed_sets())
 def test_committed_tables_are_what_their_records_give(name: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "results" / name / "runs", tmp_path / "runs")
-    for path in write_tables(tmp_path):
-        committed = ROOT / "results" / name / "tables" / path.name
-        assert committed.read_bytes() == path.read_bytes(), f"{committed} is stale: type make tables"
+    shutil.copytree(ROOT / "results" / name / "runs", tmp_path / name / "runs")
+    _, paths = write_report(tmp_path / name)
+    assert any(path.name == "index.html" for path in paths)
+    for path in paths:
+        committed = ROOT / "results" / path.relative_to(tmp_path)
+        assert committed.is_file(), f"{committed} is missing: type make tables"
+        if path.suffix in (".md", ".csv", ".tex"):  # pictures differ by a digit between versions of their library
+            assert committed.read_bytes() == path.read_bytes(), f"{committed} is stale: type make tables"
+        if path.name == "index.html":
+            theirs, ours = (PICTURE.sub("", file.read_text(encoding="utf-8")) for file in (committed, path))
+            assert theirs == ours, f"{committed} is stale: type make tables"

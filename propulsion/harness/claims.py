@@ -281,12 +281,13 @@ def ledger(
     records: Iterable[Record],
     refuse: Callable[[Record], str | None] = unusable,
     margin: float = POINTS,
+    counts: Counts | None = None,
 ) -> list[Entry]:
     """Every claim, then every reference score, judged. `refuse` says which records are no evidence."""
     reasons = [(record, refuse(record)) for record in records]
     evidence = [record for record, reason in reasons if reason is None]
     of_speed = [record for record, reason in reasons if reason in (None, EVALUATED_OTHERWISE)]
-    counts = Counts()
+    counts = counts or Counts()
     entries = []
     for claim in claims:
         if claim["kind"] == "count":

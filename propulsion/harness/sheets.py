@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from propulsion.harness.errors import UserError
 from propulsion.harness.record import write_text
 from propulsion.harness.tables import escape
+from propulsion.harness.tables.model import NONE, Sheet
 
-NONE = "—"
+__all__ = ["NONE", "Sheet", "latex", "markdown", "write"]
+
 LONGEST = 48  # characters that a column is padded to
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One grid of texts. `words` is how many leading columns are words: left-aligned, the rest right."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
 
 
 def markdown(sheet: Sheet) -> list[str]:
@@ -45,7 +36,7 @@ def latex(sheet: Sheet, label: str) -> list[str]:
     return [
         "\\begin{table*}[t]",
         "\\centering",
-        f"\\caption{{{escape.latex(sheet.title)}}}",
+        f"\\caption{{{escape.latex(f'{sheet.title}. {sheet.legend}' if sheet.legend else sheet.title)}}}",
         f"\\label{{tab:{label}}}",
         "\\resizebox{\\textwidth}{!}{%",
         f"\\begin{{tabular}}{{{'l' * sheet.words}{'r' * (len(sheet.header) - sheet.words)}}}",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from propulsion.harness.record import SUCCESS
-from propulsion.harness.tables import escape
-from propulsion.harness.tables.model import Cell, Row, Table
+from propulsion.harness.tables import escape, overall
+from propulsion.harness.tables.model import GAP, Cell, Row, Table
 from propulsion.harness.tables.reading import Record, at
 
 # CSV column -> where it stands in a record; several values in one cell are joined, `1 | 2`.
@@ -36,8 +36,16 @@ CONDITIONS = {
 
 def to_csv(tables: Sequence[Table]) -> str:
     """One row for each rule, method, backbone and score; cells not run have a row too."""
-    rows = [_row(table, row, index) for table in tables for row in table.rows for index in range(len(row.cells))]
+    conditions: dict[tuple[str, ...], dict[str, object]] = {}  # the same under every rule
+    rows = [
+        _row(table, row, index, conditions) for table in tables for row in table.rows for index in range(len(row.cells))
+    ]
     return rows_to_csv(rows)
+
+
+def to_suite_csv(tables: Sequence[Table]) -> str:
+    """One row for each rule, backbone and method: the suite as a whole, and the test against the reference."""
+    return rows_to_csv([row for table in tables if table.rule != GAP for row in overall.csv_rows(table)])
 
 
 def rows_to_csv(rows: Sequence[Mapping[str, object]]) -> str:
@@ -50,9 +58,11 @@ def rows_to_csv(rows: Sequence[Mapping[str, object]]) -> str:
     return out.getvalue()
 
 
-def _row(table: Table, row: Row, index: int) -> dict[str, object]:
+def _row(table: Table, row: Row, index: int, known: dict[tuple[str, ...], dict[str, object]]) -> dict[str, object]:
     column, cell = table.columns[index], row.cells[index]
-    own = [record for record in row.records if record["run"]["task"] == column.task]
+    place = (row.backbone, row.method, row.variant, column.task)
+    if place not in known:
+        known[place] = _conditions([record for record in row.records if record["run"]["task"] == column.task])
     return {
         "suite": table.suite,
         "backbone": row.backbone,
@@ -63,6 +73,12 @@ def _row(table: Table, row: Row, index: int) -> dict[str, object]:
         "primary": int(column.shown),
         "rule": table.rule,
         **_numbers(cell),
+        **known[place],
+    }
+
+
+def _conditions(own: list[Record]) -> dict[str, object]:
+    return {
         "seeds": " ".join(str(record["run"]["seed"]) for record in own),
         **_cost([record for record in own if record["status"] == SUCCESS]),
         **{name: _joined(own, path) for name, path in CONDITIONS.items()},
@@ -79,7 +95,11 @@ def _numbers(cell: Cell) -> dict[str, object]:
         "failed": cell.failed,
         "diverged": cell.diverged,
         "mean": cell.mean,
+        "median": cell.median,
         "sd": cell.sd,
+        "low": cell.interval.low if cell.interval else None,
+        "high": cell.interval.high if cell.interval else None,
+        "p_holm": cell.p,
         "min": min(scores, default=None),
         "max": max(scores, default=None),
     }

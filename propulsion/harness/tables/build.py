@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.metrics import base_name, short_name
 from propulsion.harness.record import DIVERGED, FAILED, SUCCESS
 from propulsion.harness.tables import suites
-from propulsion.harness.tables.conditions import conditions, title
+from propulsion.harness.tables.comparison import with_statistics
+from propulsion.harness.tables.conditions import conditions, measurement, title
 from propulsion.harness.tables.model import (
     DIAGNOSTICS,
     GAP,
@@ -28,6 +30,18 @@ from propulsion.harness.tables.reading import Record, check_comparable, record_n
 from propulsion.harness.tables.variants import variants
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What all rules of a suite share: worked out once."""
+
+    suite: str
+    records: list[Record]
+    columns: tuple[Column, ...]
+    groups: list[tuple[tuple[str, str, str], list[Record]]]  # (backbone, method, variant) -> runs, in order
+    title: str
+    conditions: tuple[tuple[str, str], ...]
+
+
 def build(records: list[Record], suite: str, rule: str = "last", left_out: Iterable[str] = ()) -> Table:
     """The table of one suite.
 
@@ -42,21 +56,46 @@ def build(records: list[Record], suite: str, rule: str = "last", left_out: Itera
     """
     if rule not in RULES:
         raise unknown("checkpoint rule", rule, RULES)
+    return _table(_frame(records, suite), rule, list(left_out))
+
+
+def build_all(records: list[Record], suite: str, left_out: Iterable[str] = ()) -> list[Table]:
+    """The tables of one suite, one for each rule, in their order.
+
+    Raises:
+        UserError: as `build`.
+    """
+    frame, lines = _frame(records, suite), list(left_out)
+    return [_table(frame, rule, lines) for rule in RULES]
+
+
+def _frame(records: list[Record], suite: str) -> _Frame:
     chosen = suites.records_of(suite, records)
     if not chosen:
         raise (unknown("suite", suite, {r["run"]["suite"] for r in records}) if records else UserError("no records"))
     check_comparable(chosen)
     chosen.sort(key=lambda r: (*_order(suite, r), r["key"]))
-    columns = _columns(suite, chosen)
-    rows = _rows(chosen, columns, rule)
-    runs = {cell.runs for row in rows for cell in row.cells if cell.runs}
-    return Table(
+    return _Frame(
         suite=suite,
-        rule=rule,
+        records=chosen,
+        columns=_columns(suite, chosen),
+        groups=_groups(chosen),
         title=title(suite, chosen),
         conditions=tuple(conditions(chosen)),
-        notes=tuple(_notes(suite, columns, rows, chosen, list(left_out))),
-        columns=columns,
+    )
+
+
+def _table(frame: _Frame, rule: str, left_out: list[str]) -> Table:
+    rows = tuple(_row(key, own, frame.columns, rule) for key, own in frame.groups)
+    rows = rows if rule == GAP else with_statistics(rows, frame.columns)
+    runs = {cell.runs for row in rows for cell in row.cells if cell.runs}
+    return Table(
+        suite=frame.suite,
+        rule=rule,
+        title=frame.title,
+        conditions=frame.conditions,
+        notes=tuple(_notes(frame.suite, frame.columns, rows, frame.records, left_out)),
+        columns=frame.columns,
         rows=rows,
         runs=runs.pop() if len(runs) == 1 else None,
     )
@@ -98,7 +137,7 @@ def _label(task: str, score: str, primary: str) -> str:
     return f"{TASK_NAMES.get(task, task)}{part} {short_name(metric)}"
 
 
-def _rows(records: list[Record], columns: tuple[Column, ...], rule: str) -> tuple[Row, ...]:
+def _groups(records: list[Record]) -> list[tuple[tuple[str, str, str], list[Record]]]:
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     by_method: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
@@ -106,13 +145,15 @@ def _rows(records: list[Record], columns: tuple[Column, ...], rule: str) -> tupl
     for (backbone, method), own in by_method.items():
         for record, variant in zip(own, variants(own), strict=True):
             groups[backbone, method, variant].append(record)
-    ordered = sorted(groups.items(), key=lambda item: (*_order("", item[1][0])[2:5], item[0]))
-    return tuple(_row(key, own, columns, rule) for key, own in ordered)
+    return sorted(groups.items(), key=lambda item: (*_order("", item[1][0])[2:5], item[0]))
 
 
 def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column, ...], rule: str) -> Row:
     cells = tuple(_cell([r for r in records if r["run"]["task"] == c.task], c.score, rule) for c in columns)
     done = [r for r in records if r["status"] == SUCCESS]
+    found = Counter(measurement(r) for r in done)
+    measured = min(found, key=lambda text: (-found[text], text), default="")
+    done = [r for r in done if measurement(r) == measured]
     steps = sum(r["cost"].get("steps") or 0 for r in done)
     seconds = [r for r in done if r["cost"].get("train_seconds") is not None]
     memory = [r["cost"]["peak_memory_bytes"] for r in done if r["cost"].get("peak_memory_bytes")]
@@ -128,6 +169,8 @@ def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column
         step_ms=1000 * sum(r["cost"]["train_seconds"] for r in seconds) / steps if steps else None,
         peak_memory=max(memory, default=None),
         whole=all(cell.status == "ok" for cell in shown),
+        measured=measured,
+        mixed=len(found) > 1,
         records=tuple(records),
     )
 
@@ -196,6 +239,13 @@ def _notes(
         notes.append(f"Parameter counts: {which}; other tasks have a head of another size, see the CSV.")
     if any(not row.whole for row in rows):
         notes.append("† Time and memory over the tasks that this method ran to the end, not all of the columns.")
+    if any(row.mixed for row in rows):
+        notes.append(
+            "‡ Time and memory of the runs that were measured alike; fewer others of this method, on another device, "
+            "in another precision or with other neighbours, are left out of them."
+        )
+    if len({row.measured for row in rows if row.measured}) > 1:
+        notes.append("Time and memory compare only between rows that were measured alike: see Device above.")
     if any(not column.shown for column in columns):
         others = (column.label for column in columns if not column.shown)
         notes.append(f"More metrics in the CSV: {', '.join(others)}.")

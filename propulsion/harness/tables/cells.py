@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from propulsion.harness.tables import suites
-from propulsion.harness.tables.model import GAP, Cell, Row, Table
+from propulsion.harness.tables.model import GAP, NONE, Cell, Row, Table
 
-NONE = "—"
 LONGEST = 80  # characters of a name in a table; the CSV has all of it
 
 
@@ -44,7 +43,7 @@ def scores(table: Table, row: Row) -> list[str]:
 
 def costs(row: Row) -> list[str]:
     """Training seconds of a cell, milliseconds of a step, peak memory in GB (10^9 bytes)."""
-    mark = "" if row.whole else "†"
+    mark = ("" if row.whole else "†") + ("‡" if row.mixed else "")
     memory = None if row.peak_memory is None else f"{row.peak_memory / 1e9:.2f}{mark}"
     seconds = None if row.train_seconds is None else f"{row.train_seconds:,.1f}{mark}"
     step = None if row.step_ms is None else f"{row.step_ms:,.1f}{mark}"
@@ -64,12 +63,13 @@ def score(cell: Cell, table: Table) -> str:
 
 
 def number(cell: Cell, rule: str) -> str:
-    """Mean and spread in points (x 100), one decimal."""
+    """Mean and spread in points (x 100), one decimal; a star where a test found a difference."""
     if cell.mean is None:
         return NONE
     mean = round(100 * cell.mean, 1) + 0.0  # never "-0.0"
     text = f"{mean:+.1f}" if rule == GAP and mean else f"{mean:.1f}"
-    return text if cell.sd is None else f"{text} ± {100 * cell.sd:.1f}"
+    text = text if cell.sd is None else f"{text} ± {100 * cell.sd:.1f}"
+    return f"{text} *" if cell.marked else text
 
 
 def count(span: tuple[int, int] | None) -> str:

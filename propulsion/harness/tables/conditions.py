@@ -195,6 +195,11 @@ def _device(record: Record) -> str | None:
     return ", ".join(str(word) for word in (device, env.get("precision"), shared) if word) or None
 
 
+def measurement(record: Record) -> str:
+    """What time and memory were measured on: they compare only between runs where this is the same."""
+    return _device(record) or ""
+
+
 def _versions(record: Record) -> str:
     return ", ".join(f"{name} {record['env'].get(name)}" for name in VERSIONS)
 

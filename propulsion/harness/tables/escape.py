@@ -9,6 +9,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "`": r"\textasciigrave{}", '"': "''",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\ldots{}",
+    "‡": r"$\ddagger$", "≥": r"$\geq$",
     "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "†": r"$\dagger$", "ρ": r"$\rho$", "—": "---", "–": "--",
 }  # fmt: skip
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 
+from propulsion.harness.statistics import ALPHA, Comparison, Interval
 from propulsion.harness.tables.reading import Record
 
+NONE = "—"  # where there is no number
 GAP = "best-last"
 RULES = {
     "last": "the final weights",
@@ -46,13 +49,25 @@ class Cell:
     runs: int = 0
     failed: int = 0
     diverged: int = 0
+    interval: Interval | None = None  # of the mean; None with too few seeds for one
+    p: float | None = None  # of the test against the reference row, by Holm over the table; None: no test was made
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Over the runs that succeeded; None without one."""
         return statistics.fmean(self.scores.values()) if self.scores else None
 
+    @cached_property
+    def median(self) -> float | None:
+        """Over the runs that succeeded; None without one."""
+        return statistics.median(self.scores.values()) if self.scores else None
+
     @property
+    def marked(self) -> bool:
+        """A test was made, and it found a difference."""
+        return self.p is not None and self.p <= ALPHA
+
+    @cached_property
     def sd(self) -> float | None:
         """Sample standard deviation over seeds (n - 1); None below two."""
         return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
@@ -64,6 +79,18 @@ class Cell:
             return "not run"
         lost = [("failed", self.failed), ("diverged", self.diverged)]
         return ", ".join(f"{word} {count}/{self.runs}" for word, count in lost if count) or "ok"
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One method over the suite, in points of 100. None: a task has no score, or scores from other seeds."""
+
+    interval: Interval | None = None  # of the mean over tasks, which is the row's average
+    median: float | None = None  # of the tasks' means
+    iqm: float | None = None
+    iqm_interval: Interval | None = None
+    comparison: Comparison | None = None  # the reference row against this one; None: no task and seed in common
+    p: float | None = None  # by Holm over the table; None: no test was made
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,10 @@ class Row:
     peak_memory: int | None  # bytes, the highest cell
     whole: bool  # all shown tasks were run to the end
     records: tuple[Record, ...]
+    measured: str = ""  # on what the time and memory shown were measured
+    mixed: bool = False  # other runs of the row were measured on something else: they are not in time and memory
+    overall: Overall = Overall()
+    reference: str = ""  # label of the row it is compared with: of the same backbone; "" for that row itself
 
     @property
     def label(self) -> str:
@@ -107,3 +138,14 @@ class Table:
     def averaged(self) -> int:
         """Number of tasks in the average."""
         return len({column.task for column in self.columns if column.averaged})
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Any other table, as texts. `words` is how many leading columns are words: left-aligned, the rest right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    legend: str = ""

@@ -69,21 +69,35 @@ def average(columns: Sequence[Column], cells: Sequence[Cell]) -> Cell:
 
     None without a score on every task from the same seeds.
     """
-    tasks: dict[str, list[Cell]] = {}
-    for column, cell in zip(columns, cells, strict=True):
-        if column.averaged:
-            tasks.setdefault(column.task, []).append(cell)
-    averaged = [cell for own in tasks.values() for cell in own]
+    tasks = _by_task(columns, cells)
+    averaged = [cell for own in tasks for cell in own]
     if not averaged or any(not cell.scores or cell.status != "ok" for cell in averaged):
         return Cell({})
     seeds = set(averaged[0].scores)
     if any(set(cell.scores) != seeds for cell in averaged):
         return Cell({})
     scores = {
-        seed: statistics.fmean(statistics.fmean(cell.scores[seed] for cell in own) for own in tasks.values())
+        seed: statistics.fmean(statistics.fmean(cell.scores[seed] for cell in own) for own in tasks)
         for seed in sorted(seeds)
     }
     return Cell(scores, len(scores))
+
+
+def task_cells(columns: Sequence[Column], cells: Sequence[Cell]) -> list[Cell]:
+    """What the average is the mean of: for each task the mean of its averaged scores, by seed."""
+    found = []
+    for own in _by_task(columns, cells):
+        seeds = set.intersection(*(set(cell.scores) for cell in own))
+        found.append(Cell({seed: statistics.fmean(cell.scores[seed] for cell in own) for seed in sorted(seeds)}))
+    return found
+
+
+def _by_task(columns: Sequence[Column], cells: Sequence[Cell]) -> list[list[Cell]]:
+    tasks: dict[str, list[Cell]] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if column.averaged:
+            tasks.setdefault(column.task, []).append(cell)
+    return list(tasks.values())
 
 
 def note(suite: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from propulsion.harness.errors import UserError
 from propulsion.harness.record import write_text
-from propulsion.harness.tables.as_csv import to_csv
-from propulsion.harness.tables.build import build
-from propulsion.harness.tables.model import RULES, Table
+from propulsion.harness.tables.as_csv import to_csv, to_suite_csv
+from propulsion.harness.tables.build import build_all
+from propulsion.harness.tables.model import Table
 from propulsion.harness.tables.reading import read
 from propulsion.harness.tables.render import to_latex, to_markdown, to_text
 
@@ -34,20 +35,25 @@ def tables_of(results_dir: str | Path) -> dict[str, list[Table]]:
             "or name another folder: make tables RESULTS_DIR=results/<name>"
         )
     suites = sorted({record["run"]["suite"] for record in reading.records})
-    return {s: [build(reading.records, s, rule, reading.left_out) for rule in RULES] for s in suites}
+    return {suite: build_all(reading.records, suite, reading.left_out) for suite in suites}
 
 
-def write_tables(results_dir: str | Path) -> list[Path]:
-    """Write `<results_dir>/tables/<suite>.{md,csv,tex}`; the same records give the same bytes.
+def write_tables(results_dir: str | Path, suites: Mapping[str, Sequence[Table]] | None = None) -> list[Path]:
+    """Write `<results_dir>/tables/<suite>.{md,csv,tex}` and `<suite>-compared.csv`; the same records, the same bytes.
+
+    Args:
+        results_dir: the result set.
+        suites: its tables, where they are made already.
 
     Raises:
         UserError: as `tables_of`, or the folder cannot be written.
     """
     folder = Path(results_dir, "tables")
+    formats = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex, "-compared.csv": to_suite_csv}
     paths = []
-    for suite, tables in tables_of(results_dir).items():
-        for ending, text in {"md": to_markdown, "csv": to_csv, "tex": to_latex}.items():
-            path = folder / f"{_file_name(suite)}.{ending}"
+    for suite, tables in (tables_of(results_dir) if suites is None else suites).items():
+        for ending, text in formats.items():
+            path = folder / f"{_file_name(suite)}{ending}"
             _write(path, text(tables))
             paths.append(path)
     return paths
