@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from propulsion.fast.attention import Attention
 from propulsion.fast.masks import Masks
+from propulsion.fast.products import add_back, back, linear
 from propulsion.fast.rows import Rows
 
 aten = torch.ops.aten
@@ -125,17 +126,17 @@ class EncoderLayer(torch.autograd.Function):
         v = Vectors(*given)  # type: ignore[arg-type]
         rows, masks, dtype = call.rows, call.masks, frozen.qkv.dtype
         residual = affine(x, frozen.input_weight, v.input_bias)
-        qkv = _linear(residual.to(dtype), frozen.qkv, v.qkv_bias)
+        qkv = linear(residual.to(dtype), frozen.qkv, v.qkv_bias)
         scale_(qkv, v.qkv_scale, rows)
         mixed = frozen.attention.forward(qkv, rows, masks)
-        out = _linear(mixed, frozen.out, v.out_bias)
+        out = linear(mixed, frozen.out, v.out_bias)
         del mixed
         scale_(out, v.out_scale, rows)
         middle, middle_mean, middle_rstd = normalise(_residual(residual, out, frozen, call, 0), frozen.middle_eps)
         residual = affine(middle, frozen.middle_weight, v.middle_bias)
-        up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+        up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
         active = scale_(aten.gelu(up, approximate=frozen.approximate), v.down_input, rows)
-        out = _linear(active, frozen.down, v.down_bias)
+        out = linear(active, frozen.down, v.down_bias)
         del active
         scale_(out, v.down_scale, rows)
         result, mean, rstd = normalise(_residual(residual, out, frozen, call, 1), frozen.output_eps)
@@ -169,9 +170,9 @@ class EncoderLayer(torch.autograd.Function):
             branch = torch.addcmul(mean, result, 1 / rstd).sub_(residual)
             found["down_scale"] = scale_gradient(grad, branch, v.down_scale, rows)
         inner = _through_scale(inner, v.down_scale, "down_bias", v, needs, found, rows)
-        inner = torch.mm(inner.to(dtype), frozen.down)
+        inner = back(inner, frozen.down)
         if up is None:
-            up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+            up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
         if v.down_input is not None:
             if needs.down_input:
                 active = aten.gelu(up, approximate=frozen.approximate)
@@ -181,7 +182,7 @@ class EncoderLayer(torch.autograd.Function):
         if needs.up_scale:
             found["up_scale"] = scale_gradient(inner, up, v.up_scale, rows)
         inner = _through_scale(inner, v.up_scale, "up_bias", v, needs, found, rows)
-        grad = _add_product(grad, inner, frozen.up)
+        grad = add_back(grad, inner, frozen.up)
         if needs.middle_bias:
             found["middle_bias"] = sum_tokens(grad, v.middle_bias, rows)
         del up, inner
@@ -196,30 +197,19 @@ class EncoderLayer(torch.autograd.Function):
         inner = _through_scale(inner, v.out_scale, "out_bias", v, needs, found, rows)
         if not (ctx.needs_input_grad[0] or needs.input_bias or needs.qkv_scale or needs.qkv_bias):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
-        inner = torch.mm(inner.to(dtype), frozen.out)
+        inner = back(inner, frozen.out)
         inner = frozen.attention.backward(inner, qkv, rows, call.masks)
         if needs.qkv_scale:
             found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows)
         inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
         if not (ctx.needs_input_grad[0] or needs.input_bias):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
-        grad = _add_product(grad, inner, frozen.qkv)
+        grad = add_back(grad, inner, frozen.qkv)
         if needs.input_bias:
             found["input_bias"] = sum_tokens(grad, v.input_bias, rows)
         if frozen.input_weight is not None:
             grad.mul_(frozen.input_weight)
         return grad, None, None, *(found.get(name) for name in Vectors._fields)
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(bias.to(x.dtype), x, weight.t())
-
-
-def _add_product(grad: torch.Tensor, inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`grad + inner @ weight`, in the type of `grad`."""
-    if inner.dtype == grad.dtype == weight.dtype:
-        return grad.addmm_(inner, weight)
-    return grad.add_(torch.mm(inner.to(weight.dtype), weight))
 
 
 def _residual(residual: torch.Tensor, out: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
