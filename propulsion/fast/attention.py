@@ -22,10 +22,10 @@ class Attention:
     def forward(self, qkv: torch.Tensor, rows: Rows, masks: Masks | None) -> torch.Tensor:
         """The mixed values `(tokens, d)` from queries, keys and values `(tokens, 3d)`; float32 inside."""
         mixed = qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
-        for part, group in enumerate(rows.groups):
+        for group in rows.groups:
             query, key, value = self._split(qkv, group)
             shares = self._shares(query, key, group)
-            kept = self._kept(shares, group, masks, part)
+            kept = self._kept(shares, group, masks)
             if kept is not None:
                 shares.mul_(kept)
             group.scatter(self._join(torch.bmm(shares, value), group), mixed)
@@ -34,14 +34,14 @@ class Attention:
     def backward(self, grad: torch.Tensor, qkv: torch.Tensor, rows: Rows, masks: Masks | None) -> torch.Tensor:
         """The gradient of `qkv` from that of the mixed values."""
         result = torch.empty_like(qkv)
-        for part, group in enumerate(rows.groups):
+        for group in rows.groups:
             query, key, value = self._split(qkv, group)
             shares = self._shares(query, key, group)
             (upstream,) = self._heads(group.gather(grad), 1)
             if group.real is not None:  # a padded place has no gradient
                 upstream.view(group.sequences, self.heads, group.length, -1).mul_(group.real[:, None, :, None])
             grad_shares = torch.bmm(upstream, value.transpose(1, 2))
-            kept = self._kept(shares, group, masks, part)
+            kept = self._kept(shares, group, masks)
             if kept is None:
                 grad_value = torch.bmm(shares.transpose(1, 2), upstream)
             else:
@@ -61,7 +61,7 @@ class Attention:
 
     def _heads(self, padded: torch.Tensor, parts: int) -> torch.Tensor:
         """`(n, length, parts d)` as a copy `(parts, n heads, length, width)`, in float32 at least."""
-        n, length, width = padded.shape
+        n, length, _ = padded.shape
         dtype = torch.promote_types(padded.dtype, torch.float32)
         split = padded.reshape(n, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
         copy = torch.empty(split.shape, dtype=dtype, device=padded.device).copy_(split)
@@ -80,9 +80,9 @@ class Attention:
             scores.view(group.sequences, self.heads, group.length, -1).add_(padding[:, None, None, :])
         return torch.softmax(scores, -1)
 
-    def _kept(self, shares: torch.Tensor, group: Group, masks: Masks | None, part: int) -> torch.Tensor | None:
+    def _kept(self, shares: torch.Tensor, group: Group, masks: Masks | None) -> torch.Tensor | None:
         """Dropout's factors, 0 or 1 / (1 - rate), or None."""
         if masks is None or self.dropout == 0:
             return None
-        kept = masks.keep(self.dropout, shares.shape, shares, (self.site, part), group.run)
+        kept = masks.keep(self.dropout, shares.shape, shares, (self.site, group.part), group.run)
         return kept.mul_(1 / (1 - self.dropout))

@@ -40,7 +40,7 @@ class Embeddings(torch.autograd.Function):
         return result if kept is None else result.mul_(kept)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of the norm's bias and of the scales."""
         normal, rstd, weight, bias, *rest = ctx.saved_tensors

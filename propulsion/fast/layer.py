@@ -90,8 +90,9 @@ def sum_tokens(y: torch.Tensor, like: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.stack([y[part].sum(0, dtype=like.dtype) for part in rows.runs()])
 
 
-def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor, rows: Rows) -> torch.Tensor:
+def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
     """The gradient of a scale from that of the scaled output and the scaled output itself."""
+    assert scale is not None
     total = sum_tokens(torch.mul(grad, scaled), scale, rows)
     return torch.where(scale == 0, 0.0, total / scale)
 
@@ -146,7 +147,7 @@ class EncoderLayer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of the input and of every vector that asks for one."""
         with torch.autocast(grad.device.type, enabled=False):
@@ -205,7 +206,7 @@ class EncoderLayer(torch.autograd.Function):
         if not (ctx.needs_input_grad[0] or needs.input_bias):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
         grad = add_back(grad, inner, frozen.qkv)
-        if needs.input_bias:
+        if needs.input_bias and v.input_bias is not None:
             found["input_bias"] = sum_tokens(grad, v.input_bias, rows)
         if frozen.input_weight is not None:
             grad.mul_(frozen.input_weight)

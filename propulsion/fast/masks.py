@@ -26,7 +26,9 @@ class Masks:
         """Masks that follow torch's default CPU generator, as set_seed and checkpoints have it."""
         return Masks(tuple(int(seed) for seed in torch.randint(2**62, (runs,))))
 
-    def keep(self, rate: float, shape: Sequence[int], like: torch.Tensor, site: tuple[int, int], run: int = 0) -> torch.Tensor:
+    def keep(
+        self, rate: float, shape: Sequence[int], like: torch.Tensor, site: tuple[int, int], run: int = 0
+    ) -> torch.Tensor:
         """1 where an element is kept and 0 where it is dropped, `shape`, of the type and device of `like`.
 
         Args:

@@ -83,7 +83,7 @@ class _Layer:
 
 @dataclass
 class FastPath:
-    """The forward of a backbone. `used` and `plain` count passes with gradients, `reason` says why the last was plain."""
+    """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain."""
 
     backbone: Any
     lean: bool
@@ -128,7 +128,8 @@ class FastPath:
             raise NotFusedError("its feed-forward is chunked")
         if self.backbone.is_gradient_checkpointing:
             raise NotFusedError("gradient checkpointing is on")
-        if self.backbone.embeddings.word_embeddings.training != self.backbone.training:
+        modes = {module.training for module in self.backbone.modules() if isinstance(module, nn.Dropout)}
+        if modes != {self.backbone.training}:
             raise NotFusedError("parts of it are in training mode, others not")
         read_norm(self.backbone.embeddings.LayerNorm)
         return [_read_layer(layer) for layer in self.backbone.encoder.layer]
@@ -154,7 +155,8 @@ class FastPath:
         rows = flatten(attention_mask, heads)
         if rows is None:
             raise NotFusedError("a sequence has no token")
-        dropout = self.backbone.training and any(rate > 0 for rate in self._rates())
+        rates = [module.p for module in self.backbone.modules() if isinstance(module, nn.Dropout)]
+        dropout = self.backbone.training and max(rates) > 0
         call = Call(rows, Masks.draw() if dropout else None, self.lean)
         kind = input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -163,10 +165,6 @@ class FastPath:
         sequence = rows.pad(hidden)
         pooled = self.backbone.pooler(sequence) if self.backbone.pooler is not None else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=sequence, pooler_output=pooled)
-
-    def _rates(self) -> tuple[float, float]:
-        first = self.backbone.encoder.layer[0]
-        return first.output.dropout.p, first.attention.self.dropout.p
 
     def _encode(
         self,
@@ -192,7 +190,7 @@ class FastPath:
         ids = [_flat(ids, call.rows) for ids in self._ids(input_ids, token_type_ids, position_ids)]
         weights = tuple(table.weight for table in tables)
         rate = embeddings.dropout.p
-        hidden: torch.Tensor = Embeddings.apply(  # type: ignore[no-untyped-call]
+        hidden: torch.Tensor = Embeddings.apply(
             weights, tuple(ids), norm.weight, norm.eps, rate, call, norm.bias, *factors[:3]
         )
         before: nn.LayerNorm | None = None
@@ -200,7 +198,7 @@ class FastPath:
             frozen = self._frozen(index, layer, before, dtype)
             own = factors[3 + 4 * index : 7 + 4 * index]
             vectors = _vectors(layer, before, own, inputs[index])
-            hidden = EncoderLayer.apply(hidden, frozen, call, *vectors)  # type: ignore[no-untyped-call]
+            hidden = EncoderLayer.apply(hidden, frozen, call, *vectors)
             before = layer.output
         return affine(hidden, None if before is None else before.weight, None if before is None else before.bias)
 
@@ -220,10 +218,6 @@ class FastPath:
     def _frozen(self, index: int, layer: _Layer, before: nn.LayerNorm | None, dtype: torch.dtype | None) -> Frozen:
         module = self.backbone.encoder.layer[index]
         attention = module.attention.self
-        if attention.dropout.p and not attention.training:
-            rate = 0.0
-        else:
-            rate = attention.dropout.p
         qkv, out, up, down = self._matrices(index, layer, dtype or layer.out.weight.dtype)
         return Frozen(
             qkv=qkv,
@@ -235,7 +229,7 @@ class FastPath:
             middle_eps=layer.middle.eps,
             output_eps=layer.output.eps,
             dropout=module.output.dropout.p,
-            attention=Attention(attention.num_attention_heads, attention.scaling, rate, 3 * index + 1),
+            attention=Attention(attention.num_attention_heads, attention.scaling, attention.dropout.p, 3 * index + 1),
             approximate=read_activation(module.intermediate.intermediate_act_fn),
             site=3 * index + 2,
         )

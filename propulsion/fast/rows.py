@@ -15,7 +15,7 @@ GROUP_COST = 40_000  # a further group costs about as much time as this many sco
 class Group:
     """Consecutive sequences that go through attention together, padded to the longest of them.
 
-    `start` and `tokens` say which rows of the flat matrix they are, of run `run`; `index` (n, length) maps each
+    `start` and `tokens` say which rows of the flat matrix they are, the `part`-th group of run `run`; `index` (n, length) maps each
     padded place to a row and `real` (n, length) says which places are tokens. Both are None where no sequence is
     shorter than the others.
     """
@@ -25,6 +25,7 @@ class Group:
     sequences: int
     length: int
     run: int
+    part: int
     index: torch.Tensor | None
     real: torch.Tensor | None
 
@@ -94,24 +95,24 @@ def flatten(mask: torch.Tensor, heads: int, runs: int = 1) -> Rows | None:
     bounds, row = [0], 0
     for run in range(runs):
         ordered = [lengths[i] for i in order[run * per_run : (run + 1) * per_run]]
-        for size in _split(ordered, heads):
-            group = _group(row, ordered[:size], run, mask.device)
+        for part, size in enumerate(_split(ordered, heads)):
+            group = _group(row, ordered[:size], (run, part), mask.device)
             groups.append(group)
             ordered, row = ordered[size:], row + group.tokens
         bounds.append(row)
     return Rows(batch, length, places, tuple(bounds), tuple(groups))
 
 
-def _group(start: int, lengths: Sequence[int], run: int, device: torch.device) -> Group:
+def _group(start: int, lengths: Sequence[int], name: tuple[int, int], device: torch.device) -> Group:
     longest, tokens = lengths[0], sum(lengths)
     if tokens == longest * len(lengths):
-        return Group(start, tokens, len(lengths), longest, run, None, None)
+        return Group(start, tokens, len(lengths), longest, *name, None, None)
     sizes = torch.tensor(lengths)
     first = start + torch.cumsum(sizes, 0) - sizes
     steps = torch.arange(longest)
     real = steps < sizes.view(-1, 1)
     index = first.view(-1, 1) + torch.where(real, steps, 0)  # a padded place shows its sequence's first token
-    return Group(start, tokens, len(lengths), longest, run, index.to(device), real.to(device))
+    return Group(start, tokens, len(lengths), longest, *name, index.to(device), real.to(device))
 
 
 def _split(lengths: Sequence[int], heads: int) -> list[int]:

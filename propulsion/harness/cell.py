@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from baselines import Counts, Partition, apply_method, count, in_head, partition
-from propulsion.harness import devices, record
+from propulsion.harness import devices, record, speed
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import UserError
@@ -39,6 +39,8 @@ from propulsion.harness.weights import (
 )
 
 log = logging.getLogger(__name__)
+
+COST_FACTS = ("padding_fraction", "peak_memory_bytes", "adapter_bytes", "fast_path", "cached_features")
 
 
 def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
@@ -132,7 +134,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
         "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
-        "cost": dict.fromkeys((*empty_cost, "padding_fraction", "peak_memory_bytes", "adapter_bytes")),
+        "cost": dict.fromkeys((*empty_cost, *COST_FACTS)),
         "env": record.environment(None),
     }
 
@@ -150,6 +152,7 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
             tuned, [name for name in parts.adapter if not in_head(name, settings.backbone.head)], spec.start_from
         )
         entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
+    chosen = speed.set_up(tuned, spec)
     length = min(spec.max_length, settings.backbone.max_length)
 
     def encoded(rows: Any) -> Any:
@@ -164,6 +167,7 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
         tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker, *best]
     )
     _fill_outcome(entry, outcome, settings)
+    entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
     entry["cost"]["peak_memory_bytes"] = peak.read()
     _keep_weights(settings, tuned, parts, entry, *best)
 

@@ -37,7 +37,7 @@ class _Scale(torch.autograd.Function):
         ctx.save_for_backward(output, z)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         out, z = ctx.saved_tensors
         needs_y, needs_z, _ = ctx.needs_input_grad
@@ -70,7 +70,7 @@ def scale_output(y: torch.Tensor, z: torch.Tensor, degree: int) -> torch.Tensor:
     """
     if degree == 1:
         return (y * z).to(y.dtype)
-    scaled: torch.Tensor = _Scale.apply(y, z, degree)  # type: ignore[no-untyped-call]
+    scaled: torch.Tensor = _Scale.apply(y, z, degree)
     return scaled
 
 
