@@ -15,9 +15,9 @@ GROUP_COST = 40_000  # a further group costs about as much time as this many sco
 class Group:
     """Consecutive sequences that go through attention together, padded to the longest of them.
 
-    `start` and `tokens` say which rows of the flat matrix they are, the `part`-th group of run `run`; `index` (n, length) maps each
-    padded place to a row and `real` (n, length) says which places are tokens. Both are None where no sequence is
-    shorter than the others.
+    `start` and `tokens` say which rows of the flat matrix they are: the group with number `part` of run `run`.
+    `index` (n, length) maps each padded place to a row and `real` (n, length) says which places are tokens. Both
+    are None where no sequence is shorter than the others.
     """
 
     start: int
