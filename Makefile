@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit bench lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -73,6 +73,9 @@ submit: $(STAMP) ## prediction files for the GLUE and SuperGLUE servers, zipped,
 	  $(if $(filter-out auto,$(PROFILE)),'results_dir=results/$(PROFILE)')) $(call list,TASKS,tasks) \
 	  $(call list,METHODS,methods) $(call list,BACKBONES,backbones) $(call list,SEEDS,seeds) \
 	  $(call path,DATA_DIR,data_dir) $(ARGS))
+
+bench: $(STAMP) ## speed and memory of a training step against the peers, in results/bench
+	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.bench $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,out)) $(ARGS))
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	$(PYTHON) -m ruff format --check .

@@ -4,6 +4,7 @@ Importing this package makes `PROPULSION` known to peft, so that `get_peft_model
 and `PeftModel.from_pretrained` loads a saved adapter.
 """
 
+from propulsion.fast import fast_path, plain_path
 from propulsion.tuner import PropulsionConfig, PropulsionModel
 
-__all__ = ["PropulsionConfig", "PropulsionModel"]
+__all__ = ["PropulsionConfig", "PropulsionModel", "fast_path", "plain_path"]

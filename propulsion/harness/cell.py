@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from baselines import Counts, Partition, apply_method, count, in_head, partition
-from propulsion.harness import devices, leases, memory, ranks, record
+from propulsion.harness import devices, leases, memory, ranks, record, speed
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
@@ -44,6 +44,11 @@ from propulsion.harness.weights import (
 )
 
 log = logging.getLogger(__name__)
+
+COST_FACTS = (
+    *("padding_fraction", "peak_memory_bytes", "adapter_bytes", "fast_path", "cached_features"),
+    *("micro_batch", "oom_retries"),
+)
 
 
 def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
@@ -174,7 +179,6 @@ def rows_of(source: Source, settings: Settings) -> TaskData:
 def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:
     """The record with all that is known before training."""
     empty_cost = ("train_seconds", "eval_seconds", "steps", "samples_per_second", "tokens_per_second")
-    memory_cost = ("micro_batch", "oom_retries")
     return {
         "schema": record.SCHEMA,
         "key": key,
@@ -205,7 +209,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
         "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
-        "cost": dict.fromkeys((*empty_cost, "padding_fraction", "peak_memory_bytes", "adapter_bytes", *memory_cost)),
+        "cost": dict.fromkeys((*empty_cost, *COST_FACTS)),
         "env": record.environment(None),
     }
 
@@ -243,6 +247,7 @@ def _run(
             tuned, [name for name in parts.adapter if not in_head(name, settings.backbone.head)], spec.start_from
         )
         entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
+    chosen = speed.set_up(tuned, spec)
     length = min(spec.max_length, settings.backbone.max_length)
 
     def encoded(rows: Any) -> Any:
@@ -260,6 +265,7 @@ def _run(
         lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=[*callbacks, *best])
     )
     _fill_outcome(entry, outcome, settings)
+    entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
     entry["cost"]["peak_memory_bytes"] = peak.read()
     _keep_weights(settings, tuned, parts, entry, *best)
 

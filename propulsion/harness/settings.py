@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BEST_BY = ("primary", "loss")
 KEEP_WEIGHTS = ("auto", "none", "last", "best", "both")  # auto: both, where they are small
 GROUPS = ("", "given", "pairs")
+FAST_PATHS = ("off", "auto", "on")
 
 
 @dataclass
@@ -154,6 +155,9 @@ class TrainingSpec:
     checkpoint_seconds: float = 120.0
     keep_checkpoints: bool = False
     keep_weights: str = "auto"  # none | last | best | both | auto: trained tensors in <results_dir>/weights/<key>
+    fast_path: str = "off"  # off | auto (on a CPU, where it is exact) | on: fused layers, dropout numbers of their own
+    lean: bool = False  # on the fast path: less memory, the feed-forward input computed twice
+    cache_features: bool = False  # frozen backbone: every row computed once, without the backbone's dropout
 
 
 @dataclass
@@ -249,6 +253,7 @@ def _check(settings: Settings) -> None:
         "training.keep_weights": (settings.training.keep_weights, KEEP_WEIGHTS),
         "task.group": (settings.task.group, GROUPS),
         "task.cut": (settings.task.cut, ("", *settings.task.text)),
+        "training.fast_path": (settings.training.fast_path, FAST_PATHS),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

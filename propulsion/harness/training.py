@@ -29,12 +29,14 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from baselines import Partition
+from propulsion.fast import find_path
 from propulsion.harness import checkpoints, ranks, stops
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
 from propulsion.harness.settings import Settings, TrainingSpec
+from propulsion.harness.speed import merged
 from propulsion.harness.watch import Watch
 
 
@@ -62,23 +64,29 @@ class Meter(TrainerCallback, ExportableState):
         self.pending_loss = 0.0  # summed since the last log line, at step `logged_at`
         self.logged_at = 0
         self._masks: list[torch.Tensor] = []
+        self._computed: list[torch.Tensor] = []
 
     def state(self) -> dict[str, Any]:
         self.settle()
         kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens", "pending_loss", "logged_at")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
 
-    def count(self, mask: torch.Tensor) -> None:
-        """Count a batch's real and padded tokens; read from the device later, not to stall a step."""
-        self.padded_tokens += mask.numel()
-        self._masks.append(mask.sum())
+    def count(self, mask: torch.Tensor, padded: bool = True) -> None:
+        """Count a batch's real tokens and those computed (all places, unless no padding was); read later."""
+        real = mask.sum()  # not read from the device now, which would stall a step
+        self._masks.append(real)
+        if padded:
+            self.padded_tokens += mask.numel()
+        else:
+            self._computed.append(real)
 
     def settle(self) -> None:
         """Wait for the device, then add what is pending."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.tokens += sum(int(mask) for mask in self._masks)
-        self._masks = []
+        self.padded_tokens += sum(int(mask) for mask in self._computed)
+        self._masks, self._computed = [], []
 
     def restart(self) -> None:
         """Leave the time since the last lap out: it was not training."""
@@ -207,14 +215,19 @@ class CellTrainer(Trainer):
             self._said = True
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.meter.count(inputs["attention_mask"])
-        return super().training_step(model, inputs, *args, **kwargs)
+        mask, path = inputs["attention_mask"], find_path(model)
+        before = path.used if path else 0
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.meter.count(mask, padded=path is None or path.used == before)
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.meter.settle()
         self.meter.lap()
         started = time.perf_counter()
-        scores = super().evaluate(*args, **kwargs)
+        tuned: Any = self.model
+        with merged(tuned):
+            scores = super().evaluate(*args, **kwargs)
         self.meter.eval_seconds += time.perf_counter() - started
         self.meter.restart()
         return scores

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 if TYPE_CHECKING:
@@ -18,19 +19,59 @@ if TYPE_CHECKING:
 INIT_SPREAD = 0.02  # of `init_weights=False`: trained z stay within 0.98 to 1.02
 
 
+class _Scale(torch.autograd.Function):
+    """`y * z**k` for k of at least 2, keeping its own output (which the next operation keeps anyway) and never y.
+
+    With out = y * z**k the gradient of z is `k * sum(g * y) * z**(k-1)` = `k * sum(g * out) / z`, and 0 at z = 0.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: torch.Tensor, z: torch.Tensor, degree: int) -> torch.Tensor:
+        return (y * z.pow(degree)).to(y.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:
+        _, z, ctx.degree = inputs
+        ctx.save_for_backward(output, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        out, z = ctx.saved_tensors
+        needs_y, needs_z, _ = ctx.needs_input_grad
+        grad_y = (grad * z.pow(ctx.degree)).to(grad.dtype) if needs_y else None
+        if not needs_z:
+            return grad_y, None, None
+        product = (grad.to(z.dtype) * out).sum_to_size(z.shape)
+        return grad_y, torch.where(z == 0, 0.0, ctx.degree * product / z), None
+
+
 def scale_output(y: torch.Tensor, z: torch.Tensor, degree: int) -> torch.Tensor:
     """The method: `y * z**degree`, the same z for every token (arXiv 2409.10927, V' = V ⊙ z^k).
 
+    For training it keeps the result alone and takes z's gradient from that, in z's type. Degree 1 is the plain
+    product, which keeps y: the only degree whose gradient at z = 0 needs it; it is IA3, bit for bit. What is
+    lost: where a half-precision result falls below its type's normal numbers, so does the gradient's precision.
+
     Args:
         y: A layer's output, bias included, `(..., features)`, of any float type.
-        z: `(features,)`, float32 (float64 in a float64 model).
+        z: `(features,)`, or any shape that broadcasts against y without widening it, as `(runs, 1, 1, features)`;
+            float32 (float64 in a float64 model).
         degree: The power k, at least 1.
 
     Returns:
         The shape and type of `y`. A half-precision `y` is widened to z's type, multiplied and rounded once:
         bf16 has no number between 1 and 1.0078, where z lives. Autocast changes none of this.
+
+    Raises:
+        RuntimeError: On a second derivative, from degree 2 on.
     """
-    return (y * z.pow(degree)).to(y.dtype)
+    if degree == 1:
+        return (y * z).to(y.dtype)
+    scaled: torch.Tensor = _Scale.apply(y, z, degree)
+    return scaled
 
 
 def output_width(layer: nn.Module) -> int | None:

@@ -1,0 +1,254 @@
+"""One frozen encoder layer (BERT, RoBERTa) as one function: vectors are trained, matrices are not.
+
+Kept per token, width d: the normalised input, queries, keys and values, the normalised attention output, the
+feed-forward input (`lean`: computed again) and the normalised output, which is the next layer's input. Everything
+else is computed again: attention scores and their mixture, dropout masks, and scaled outputs, which are what a layer
+norm's input has beside the residual.
+
+A scale s has the gradient sum(g * y) / s with y the scaled output. At s = 0 that is set to 0, which is right when
+s = z**k with k of at least 2; the caller keeps other zeros away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from propulsion.fast.attention import Attention
+from propulsion.fast.masks import Masks
+from propulsion.fast.products import add_back, back, linear
+from propulsion.fast.rows import Rows
+
+aten = torch.ops.aten
+
+
+class Vectors(NamedTuple):
+    """What may be trained in a layer. A scale or bias is `(width,)`, a scale also `(runs, width)`.
+
+    Names: `qkv`, attention `out`put, feed-forward `up` and `down`. Scales multiply outputs, bias included, but
+    `down_input`, which multiplies the input of `down`, as IA3 does. None: no scale.
+    """
+
+    input_bias: torch.Tensor | None  # of the norm before the layer; None where the input is no norm's output
+    qkv_bias: torch.Tensor
+    out_bias: torch.Tensor
+    middle_bias: torch.Tensor  # of the norm between attention and feed-forward
+    up_bias: torch.Tensor
+    down_bias: torch.Tensor
+    qkv_scale: torch.Tensor | None = None
+    out_scale: torch.Tensor | None = None
+    up_scale: torch.Tensor | None = None
+    down_scale: torch.Tensor | None = None
+    down_input: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is fixed in a layer: matrices `(out, in)` in the type of the products, norm weights, rates."""
+
+    qkv: torch.Tensor
+    out: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    input_weight: torch.Tensor | None  # of the norm before the layer
+    middle_weight: torch.Tensor
+    middle_eps: float
+    output_eps: float
+    dropout: float
+    attention: Attention
+    approximate: str  # of gelu: none | tanh
+    site: int  # the first of two dropout sites
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass: the layout, the masks (None: no dropout), whether to keep less."""
+
+    rows: Rows
+    masks: Masks | None
+    lean: bool
+
+
+def scale_(y: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+    """`y` `(tokens, width)` times a scale, each run's rows times its own, in place."""
+    if scale is None:
+        return y
+    if scale.dim() == 1:
+        return y.mul_(scale)
+    for run, part in enumerate(rows.runs()):
+        y[part].mul_(scale[run])
+    return y
+
+
+def sum_tokens(y: torch.Tensor, like: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The sum over tokens in the shape and type of a vector: over all, or over each run's."""
+    if like.dim() == 1:
+        return y.sum(0, dtype=like.dtype)
+    return torch.stack([y[part].sum(0, dtype=like.dtype) for part in rows.runs()])
+
+
+def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+    """The gradient of a scale from that of the scaled output and the scaled output itself."""
+    assert scale is not None
+    total = sum_tokens(torch.mul(grad, scaled), scale, rows)
+    return torch.where(scale == 0, 0.0, total / scale)
+
+
+def normalise(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Layer norm without weight and bias: result, mean and 1 / deviation, the last two `(tokens, 1)`."""
+    return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+def normalise_backward(
+    grad: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor | None
+) -> torch.Tensor:
+    """The gradient of a norm's input from that of `normal * weight + bias`, by its normalised output alone."""
+    mean, one = torch.zeros_like(rstd), torch.ones_like(rstd)
+    bias = None if weight is None else torch.zeros_like(weight)
+    mask = [True, False, False]
+    inner, _, _ = aten.native_layer_norm_backward(grad, normal, normal.shape[-1:], mean, one, weight, bias, mask)
+    return inner.mul_(rstd)
+
+
+def affine(normal: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    """`normal * weight + bias`; the input itself where there is no weight."""
+    return normal if weight is None or bias is None else torch.addcmul(bias, normal, weight)
+
+
+class EncoderLayer(torch.autograd.Function):
+    """The layer. Input and output are normalised, norm weights and biases left to whoever reads them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, frozen: Frozen, call: Call, *given: torch.Tensor | None) -> torch.Tensor:
+        """`(tokens, d)` in float32 or float64, to the normalised output of the same shape."""
+        v = Vectors(*given)  # type: ignore[arg-type]
+        rows, masks, dtype = call.rows, call.masks, frozen.qkv.dtype
+        residual = affine(x, frozen.input_weight, v.input_bias)
+        qkv = linear(residual.to(dtype), frozen.qkv, v.qkv_bias)
+        scale_(qkv, v.qkv_scale, rows)
+        mixed = frozen.attention.forward(qkv, rows, masks)
+        out = linear(mixed, frozen.out, v.out_bias)
+        del mixed
+        scale_(out, v.out_scale, rows)
+        middle, middle_mean, middle_rstd = normalise(_residual(residual, out, frozen, call, 0), frozen.middle_eps)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias)
+        up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+        active = scale_(aten.gelu(up, approximate=frozen.approximate), v.down_input, rows)
+        out = linear(active, frozen.down, v.down_bias)
+        del active
+        scale_(out, v.down_scale, rows)
+        result, mean, rstd = normalise(_residual(residual, out, frozen, call, 1), frozen.output_eps)
+        kept = [x, qkv, middle, middle_mean, middle_rstd, result, mean, rstd, None if call.lean else up]
+        ctx.save_for_backward(*kept, *given)
+        ctx.frozen, ctx.call = frozen, call
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of the input and of every vector that asks for one."""
+        with torch.autocast(grad.device.type, enabled=False):
+            return EncoderLayer._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        x, qkv, middle, middle_mean, middle_rstd, result, mean, rstd, up = saved[:9]
+        v = Vectors(*saved[9:])
+        frozen, call = ctx.frozen, ctx.call
+        rows, dtype = call.rows, frozen.qkv.dtype
+        needs = Vectors(*ctx.needs_input_grad[3:])
+        found: dict[str, torch.Tensor] = {}
+
+        # feed-forward
+        grad = normalise_backward(grad, result, rstd, None)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias)
+        inner = _dropped(grad, frozen, call, 1)
+        if needs.down_scale:
+            branch = torch.addcmul(mean, result, 1 / rstd).sub_(residual)
+            found["down_scale"] = scale_gradient(grad, branch, v.down_scale, rows)
+        inner = _through_scale(inner, v.down_scale, "down_bias", v, needs, found, rows)
+        inner = back(inner, frozen.down)
+        if up is None:
+            up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+        if v.down_input is not None:
+            if needs.down_input:
+                active = aten.gelu(up, approximate=frozen.approximate)
+                found["down_input"] = sum_tokens(active.mul_(inner), v.down_input, rows)
+            scale_(inner, v.down_input, rows)
+        inner = aten.gelu_backward(inner, up, approximate=frozen.approximate)
+        if needs.up_scale:
+            found["up_scale"] = scale_gradient(inner, up, v.up_scale, rows)
+        inner = _through_scale(inner, v.up_scale, "up_bias", v, needs, found, rows)
+        grad = add_back(grad, inner, frozen.up)
+        if needs.middle_bias:
+            found["middle_bias"] = sum_tokens(grad, v.middle_bias, rows)
+        del up, inner
+
+        # attention
+        grad = normalise_backward(grad, middle, middle_rstd, frozen.middle_weight)
+        inner = _dropped(grad, frozen, call, 0)
+        if needs.out_scale:
+            residual = affine(x, frozen.input_weight, v.input_bias)
+            branch = torch.addcmul(middle_mean, middle, 1 / middle_rstd).sub_(residual)
+            found["out_scale"] = scale_gradient(grad, branch, v.out_scale, rows)
+        inner = _through_scale(inner, v.out_scale, "out_bias", v, needs, found, rows)
+        if not (ctx.needs_input_grad[0] or needs.input_bias or needs.qkv_scale or needs.qkv_bias):
+            return None, None, None, *(found.get(name) for name in Vectors._fields)
+        inner = back(inner, frozen.out)
+        inner = frozen.attention.backward(inner, qkv, rows, call.masks)
+        if needs.qkv_scale:
+            found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows)
+        inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
+        if not (ctx.needs_input_grad[0] or needs.input_bias):
+            return None, None, None, *(found.get(name) for name in Vectors._fields)
+        grad = add_back(grad, inner, frozen.qkv)
+        if needs.input_bias and v.input_bias is not None:
+            found["input_bias"] = sum_tokens(grad, v.input_bias, rows)
+        if frozen.input_weight is not None:
+            grad.mul_(frozen.input_weight)
+        return grad, None, None, *(found.get(name) for name in Vectors._fields)
+
+
+def _residual(residual: torch.Tensor, out: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
+    """`residual + dropout(out)`."""
+    if call.masks is None or frozen.dropout == 0:
+        return residual + out
+    kept = _kept(residual, frozen, call, which)
+    return torch.addcmul(residual, out.to(kept.dtype), kept, value=1 / (1 - frozen.dropout), out=kept)
+
+
+def _dropped(grad: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
+    """The gradient that passes dropout, as a tensor of its own."""
+    if call.masks is None or frozen.dropout == 0:
+        return grad.clone()
+    return _kept(grad, frozen, call, which).mul_(grad).mul_(1 / (1 - frozen.dropout))
+
+
+def _kept(like: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
+    assert call.masks is not None
+    site, width = (frozen.site + which, 0), like.shape[-1]
+    parts = [
+        call.masks.keep(frozen.dropout, (part.stop - part.start, width), like, site, run)
+        for run, part in enumerate(call.rows.runs())
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _through_scale(
+    grad: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: str,
+    v: Vectors,
+    needs: Vectors,
+    found: dict[str, torch.Tensor],
+    rows: Rows,
+) -> torch.Tensor:
+    """The gradient behind a scale, in place, and the bias's, which is what it sums to."""
+    scale_(grad, scale, rows)
+    if getattr(needs, bias):
+        found[bias] = sum_tokens(grad, getattr(v, bias), rows)
+    return grad

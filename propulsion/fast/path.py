@@ -1,0 +1,291 @@
+"""The fast path: the encoder of a BERT or RoBERTa backbone, flat and fused, in the place of its forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertModel, RobertaModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from propulsion.fast.attention import Attention
+from propulsion.fast.embeddings import Embeddings
+from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors, affine
+from propulsion.fast.masks import Masks
+from propulsion.fast.reading import NotFusedError, Read, read, read_activation, read_norm, scales
+from propulsion.fast.rows import Rows, flatten
+
+FAMILIES = (BertModel, RobertaModel)
+PASSED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
+    """Train a frozen BERT or RoBERTa encoder through fused layers: same losses and gradients, less memory and time.
+
+    It acts on forward passes with gradients alone, and on those that it computes exactly: every matrix of the
+    encoder frozen, vectors (Propulsion, IA3, trained biases) or nothing on them. Other passes, evaluation among
+    them, run the model's own modules. Parameters, names, saving, loading and merging stay as they are. Padding
+    costs nothing: hidden states at padded positions come out as zero. Dropout draws from the same distribution as
+    the plain modules, but other numbers.
+
+    Args:
+        model: The model, tuned or not; changed in place.
+        lean: Keep less and compute the feed-forward input again in the backward pass.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Nothing in the model can take the fused path; the message says why.
+    """
+    backbone = _backbone(model)
+    path = FastPath(backbone, lean)
+    path.read()
+    plain_path(model)
+    backbone.forward = path  # an attribute of the instance: no module, no parameter, nothing that is saved
+    return model
+
+
+def plain_path(model: nn.Module) -> nn.Module:
+    """Undo `fast_path`, in place; nothing happens where it was not on. Returns the model."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), FastPath):
+            del module.__dict__["forward"]
+    return model
+
+
+def find_path(model: nn.Module) -> FastPath | None:
+    """The fast path of a model, or None where it is not on."""
+    found = (module.__dict__.get("forward") for module in model.modules())
+    return next((forward for forward in found if isinstance(forward, FastPath)), None)
+
+
+def _backbone(model: nn.Module) -> Any:
+    found = [module for module in model.modules() if type(module) in FAMILIES]
+    if len(found) != 1:
+        raise NotFusedError(f"{type(model).__name__} holds {len(found)} BERT or RoBERTa encoders, not one")
+    return found[0]
+
+
+@dataclass
+class _Layer:
+    """One encoder layer as it computes now."""
+
+    qkv: list[Read]
+    out: Read
+    up: Read
+    down: Read
+    middle: nn.LayerNorm
+    output: nn.LayerNorm
+
+
+@dataclass
+class FastPath:
+    """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain."""
+
+    backbone: Any
+    lean: bool
+    used: int = 0
+    plain: int = 0
+    reason: str | None = None
+    _prepared: dict[tuple[int, torch.dtype], tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's output: fused where that is exact, else from its own forward."""
+        if torch.is_grad_enabled():
+            try:
+                output = self._fused(*args, **kwargs)
+                self.used += 1
+                return output
+            except NotFusedError as error:
+                self.plain += 1
+                self.reason = str(error)
+        return type(self.backbone).forward(self.backbone, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastPath:
+        copied = memo.get(id(self.backbone))
+        return FastPath(self.backbone if copied is None else copied, self.lean)
+
+    def __reduce__(self) -> Any:
+        return FastPath, (self.backbone, self.lean)
+
+    def read(self) -> list[_Layer]:
+        """The layers with the vectors that act now.
+
+        Raises:
+            NotFusedError: something in the model stands in the way.
+        """
+        config = self.backbone.config
+        if config.is_decoder or config.add_cross_attention:
+            raise NotFusedError("it is a decoder")
+        if config.output_attentions or config.output_hidden_states or not config.return_dict:
+            raise NotFusedError("its config asks for attentions, hidden states or a tuple")
+        if config.chunk_size_feed_forward:
+            raise NotFusedError("its feed-forward is chunked")
+        if self.backbone.is_gradient_checkpointing:
+            raise NotFusedError("gradient checkpointing is on")
+        modes = {module.training for module in self.backbone.modules() if isinstance(module, nn.Dropout)}
+        if modes != {self.backbone.training}:
+            raise NotFusedError("parts of it are in training mode, others not")
+        read_norm(self.backbone.embeddings.LayerNorm)
+        return [_read_layer(layer) for layer in self.backbone.encoder.layer]
+
+    def _fused(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        if any(value is not None and value is not False for key, value in others.items() if key != "return_dict"):
+            raise NotFusedError(f"it was called with {', '.join(sorted(others))}")
+        if input_ids is None or others.get("return_dict") is False:
+            raise NotFusedError("it was called without input_ids, or for a tuple")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise NotFusedError("its attention mask is not of shape (batch, length)")
+        layers = self.read()
+        heads = self.backbone.config.num_attention_heads
+        rows = flatten(attention_mask, heads)
+        if rows is None:
+            raise NotFusedError("a sequence has no token")
+        rates = [module.p for module in self.backbone.modules() if isinstance(module, nn.Dropout)]
+        dropout = self.backbone.training and max(rates) > 0
+        call = Call(rows, Masks.draw() if dropout else None, self.lean)
+        kind = input_ids.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        with torch.autocast(kind, enabled=False):
+            hidden = self._encode(layers, call, dtype, input_ids, token_type_ids, position_ids)
+        sequence = rows.pad(hidden)
+        pooled = self.backbone.pooler(sequence) if self.backbone.pooler is not None else None
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=sequence, pooler_output=pooled)
+
+    def _encode(
+        self,
+        layers: list[_Layer],
+        call: Call,
+        dtype: torch.dtype | None,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The last hidden states, `(tokens, d)`."""
+        embeddings = self.backbone.embeddings
+        tables = [read(getattr(embeddings, f"{name}_embeddings")) for name in ("word", "token_type", "position")]
+        pieces = [[(table.outputs, table.weight.shape[1])] for table in tables]
+        for layer in layers:
+            pieces.append([(each.outputs, each.weight.shape[0]) for each in layer.qkv])
+            pieces += [[(each.outputs, each.weight.shape[0])] for each in (layer.out, layer.up, layer.down)]
+        factors = scales(pieces)
+        inputs = scales([[(layer.down.inputs, layer.down.weight.shape[1])] for layer in layers])
+        norm = embeddings.LayerNorm
+        if norm.weight.dtype not in (torch.float32, torch.float64):
+            raise NotFusedError(f"its norms are in {norm.weight.dtype}")
+        ids = [_flat(ids, call.rows) for ids in self._ids(input_ids, token_type_ids, position_ids)]
+        weights = tuple(table.weight for table in tables)
+        rate = embeddings.dropout.p
+        hidden: torch.Tensor = Embeddings.apply(
+            weights, tuple(ids), norm.weight, norm.eps, rate, call, norm.bias, *factors[:3]
+        )
+        before: nn.LayerNorm | None = None
+        for index, layer in enumerate(layers):
+            frozen = self._frozen(index, layer, before, dtype)
+            own = factors[3 + 4 * index : 7 + 4 * index]
+            vectors = _vectors(layer, before, own, inputs[index])
+            hidden = EncoderLayer.apply(hidden, frozen, call, *vectors)
+            before = layer.output
+        return affine(hidden, None if before is None else before.weight, None if before is None else before.bias)
+
+    def _ids(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Word, token type and position ids, each `(batch, length)`, as the embeddings would choose them."""
+        embeddings = self.backbone.embeddings
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        if position_ids is None and isinstance(self.backbone, RobertaModel):
+            position_ids = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return input_ids, token_type_ids.expand_as(input_ids), position_ids.expand_as(input_ids)
+
+    def _frozen(self, index: int, layer: _Layer, before: nn.LayerNorm | None, dtype: torch.dtype | None) -> Frozen:
+        module = self.backbone.encoder.layer[index]
+        attention = module.attention.self
+        qkv, out, up, down = self._matrices(index, layer, dtype or layer.out.weight.dtype)
+        return Frozen(
+            qkv=qkv,
+            out=out,
+            up=up,
+            down=down,
+            input_weight=None if before is None else before.weight,
+            middle_weight=layer.middle.weight,
+            middle_eps=layer.middle.eps,
+            output_eps=layer.output.eps,
+            dropout=module.output.dropout.p,
+            attention=Attention(attention.num_attention_heads, attention.scaling, attention.dropout.p, 3 * index + 1),
+            approximate=read_activation(module.intermediate.intermediate_act_fn),
+            site=3 * index + 2,
+        )
+
+    def _matrices(self, index: int, layer: _Layer, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values as one matrix, and the other three; made once, and again when a weight changes."""
+        sources = [*(each.weight for each in layer.qkv), layer.out.weight, layer.up.weight, layer.down.weight]
+        state = tuple((weight.data_ptr(), weight._version) for weight in sources)
+        known = self._prepared.get((index, dtype))
+        if known is None or known[0] != state:
+            with torch.no_grad():
+                qkv = torch.cat([weight.to(dtype) for weight in sources[:3]])
+                known = (state, (qkv, *(weight.detach().to(dtype) for weight in sources[3:])))
+            self._prepared[index, dtype] = known
+        return known[1]
+
+
+def _read_layer(layer: Any) -> _Layer:
+    attention = layer.attention
+    if attention.output.dropout.p != layer.output.dropout.p:
+        raise NotFusedError("the dropout rates within a layer differ")
+    read_activation(layer.intermediate.intermediate_act_fn)
+    found = _Layer(
+        qkv=[read(getattr(attention.self, name)) for name in ("query", "key", "value")],
+        out=read(attention.output.dense),
+        up=read(layer.intermediate.dense),
+        down=read(layer.output.dense),
+        middle=read_norm(attention.output.LayerNorm),
+        output=read_norm(layer.output.LayerNorm),
+    )
+    if any(each.inputs for each in (*found.qkv, found.out, found.up)):
+        raise NotFusedError("IA3 scales an input other than that of the last feed-forward layer")
+    if any(each.bias is None for each in (*found.qkv, found.out, found.up, found.down)):
+        raise NotFusedError("a linear layer has no bias")
+    return found
+
+
+def _vectors(
+    layer: _Layer, before: nn.LayerNorm | None, own: list[torch.Tensor | None], down_input: torch.Tensor | None
+) -> Vectors:
+    biases: Any = [each.bias for each in layer.qkv]
+    others: Any = [each.bias for each in (layer.out, layer.up, layer.down)]
+    return Vectors(
+        input_bias=None if before is None else before.bias,
+        qkv_bias=torch.cat(biases),
+        out_bias=others[0],
+        middle_bias=layer.middle.bias,
+        up_bias=others[1],
+        down_bias=others[2],
+        qkv_scale=own[0],
+        out_scale=own[1],
+        up_scale=own[2],
+        down_scale=own[3],
+        down_input=down_input,
+    )
+
+
+def _flat(ids: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return ids.reshape(-1)[rows.places]

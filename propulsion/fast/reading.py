@@ -1,0 +1,124 @@
+"""What the fused layers need to know of an ordinary model: its matrices, its vectors, and what stands in the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.ia3.layer import Linear as IA3Linear
+from torch import nn
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+
+from propulsion.tuner.layer import Embedding, Linear
+
+GELUS: dict[type, str] = {GELUActivation: "none", nn.GELU: "none", GELUTanh: "tanh", NewGELUActivation: "tanh"}
+
+
+class NotFusedError(ValueError):
+    """Why a model, in the state it is in, cannot take the fused path. One line."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A trained vector to a power, `z**degree`, `(width,)`."""
+
+    z: torch.Tensor
+    degree: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A frozen linear or embedding and the vectors on it: `(x * inputs) W^T + b) * outputs`, products of factors."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    outputs: tuple[Factor, ...] = ()
+    inputs: tuple[Factor, ...] = ()
+
+
+def read(module: nn.Module) -> Read:
+    """A layer as it computes now: disabled and merged adapters do nothing.
+
+    Raises:
+        NotFusedError: it is no plain layer with Propulsion or IA3 on it, or its matrix is trained.
+    """
+    base: Any = module
+    outputs: tuple[Factor, ...] = ()
+    inputs: tuple[Factor, ...] = ()
+    if isinstance(module, (Linear, Embedding, IA3Linear)):
+        base = module.base_layer
+        if not (module.disable_adapters or module.merged):
+            outputs, inputs = _factors(module)
+    if type(base) not in (nn.Linear, nn.Embedding):
+        raise NotFusedError(f"it has a layer of type {type(module).__name__}, not linear with Propulsion or IA3")
+    if base._forward_hooks or base._forward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
+        raise NotFusedError("a layer has forward hooks, which the fused path would not call")
+    if base.weight.requires_grad:
+        raise NotFusedError("a matrix of the backbone is trained")
+    if isinstance(base, nn.Embedding) and base.max_norm is not None:
+        raise NotFusedError("an embedding has a max_norm")
+    return Read(base.weight, getattr(base, "bias", None), outputs, inputs)
+
+
+def _factors(module: Any) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+    """The factors on a layer's output and on its input."""
+    if isinstance(module, IA3Linear):
+        active = [module.ia3_l[name] for name in module.active_adapters if name in module.ia3_l]
+        factors = tuple(Factor(vector.flatten(), 1) for vector in active)
+        return ((), factors) if module.is_feedforward else (factors, ())
+    zs: Any = module.propulsion_z
+    active = [name for name in module.active_adapters if name in zs]
+    return tuple(Factor(zs[name], module.degree[name]) for name in active), ()
+
+
+def read_norm(norm: nn.Module) -> nn.LayerNorm:
+    """A layer norm whose bias alone may be trained."""
+    if type(norm) is not nn.LayerNorm or norm.bias is None:
+        raise NotFusedError(f"it has a norm of type {type(norm).__name__}")
+    if norm.weight.requires_grad:
+        raise NotFusedError("the weight of a layer norm is trained")
+    return norm
+
+
+def read_activation(module: Any) -> str:
+    """gelu's `approximate`."""
+    if type(module) not in GELUS:
+        raise NotFusedError(f"its activation is {type(module).__name__}, not gelu")
+    return GELUS[type(module)]
+
+
+def scales(pieces: list[list[tuple[tuple[Factor, ...], int]]]) -> list[torch.Tensor | None]:
+    """One scale for every list of layers that lie side by side; None where none of them has a factor.
+
+    `pieces` gives each layer's factors and width. Where all factors have one degree, as with one Propulsion
+    adapter, the whole model's z go through one power.
+
+    Raises:
+        NotFusedError: a factor of degree 1 is exactly 0, where its gradient needs the unscaled output.
+    """
+    used = [row for row in pieces if any(factors for factors, _ in row)]
+    if not used:
+        return [None] * len(pieces)
+    flat = [piece for row in used for piece in row]
+    degrees = {factor.degree for factors, _ in flat for factor in factors}
+    first = next(factor.z for factors, _ in flat for factor in factors)
+    if len(degrees) == 1 and all(len(factors) <= 1 for factors, _ in flat):
+        degree = degrees.pop()
+        powers = torch.cat([factors[0].z if factors else first.new_ones(width) for factors, width in flat])
+        if degree > 1:
+            powers = powers.pow(degree)
+    else:
+        degree = min(degrees)
+        powers = torch.cat([_product(factors, width, first) for factors, width in flat])
+    if degree == 1 and bool((powers == 0).any()):
+        raise NotFusedError("a scale of degree 1 is exactly 0")
+    found = iter(powers.split([sum(width for _, width in row) for row in used]))
+    return [next(found) if any(factors for factors, _ in row) else None for row in pieces]
+
+
+def _product(factors: tuple[Factor, ...], width: int, like: torch.Tensor) -> torch.Tensor:
+    result = like.new_ones(width)
+    for factor in factors:
+        result = result * factor.z.pow(factor.degree)
+    return result
