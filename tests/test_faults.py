@@ -63,9 +63,10 @@ def runs(settings: Any) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_fifty_kills_change_nothing() -> None:
     command = [sys.executable, "-m", "tests.soak", "kills=50", "seed=7"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590)
     assert ended.returncode == 0, ended.stderr[-3000:]
     facts = json.loads(ended.stdout.splitlines()[-1])
     assert facts["kills"] == 50 and sum(facts["by"].values()) == 50
@@ -336,7 +337,7 @@ def test_data_that_changes_while_it_is_read_is_refused(
     tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_official(tmp_path / "glue", "rte")
-    rows = cell_module._rows
+    rows = cell_module.rows_of
 
     def changed(*args: Any) -> Any:
         found = rows(*args)
@@ -344,7 +345,7 @@ def test_data_that_changes_while_it_is_read_is_refused(
             file.write("7\tone\tmore\tentailment\n")
         return found
 
-    monkeypatch.setattr(cell_module, "_rows", changed)
+    monkeypatch.setattr(cell_module, "rows_of", changed)
     with pytest.raises(UserError, match="the data changed while it was read"):
         run_cell(tiny("task=rte", "data=local", f"data.dir={tmp_path}"))
 

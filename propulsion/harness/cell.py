@@ -260,9 +260,9 @@ def _run(
     evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()}, data.parts)
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
-    rows = encoded(data.train)
+    watched, rows = [*callbacks, *best], encoded(data.train)
     outcome = memory.guarded(
-        lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=[*callbacks, *best])
+        lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=watched)
     )
     _fill_outcome(entry, outcome, settings)
     entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
