@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test tables params claims plan submit lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -49,6 +49,10 @@ test: export HF_DATASETS_OFFLINE := 1
 test: export WANDB_MODE := disabled
 test: $(STAMP) ## the whole test suite, without a network
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+soak: export OMP_NUM_THREADS := 1
+soak: $(STAMP) ## a small sweep killed 500 times, which has to end as one that never was
+	$(PYTHON) -m tests.soak kills=500 $(ARGS)
 
 tables: $(STAMP) ## every table again, from the records alone
 	$(PYTHON) -m scripts.tables $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,results_dir),\

@@ -25,6 +25,7 @@ from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.sources import open_source
+from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
 from scripts.tables import print_tables
 
 PROFILES = ("auto", "mini", "paper")
@@ -157,7 +158,7 @@ def run_sweep(command: list[str]) -> int:
 
     Ctrl-C is the sweep's to answer: it gets the signal as well, ends in order, and says what to type next.
     """
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={**os.environ, TABLES_FOLLOW: "1"})
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return process.wait()
@@ -181,6 +182,7 @@ def main(arguments: list[str]) -> int:
         code = run_sweep(command)
         if code != INTERRUPTED:
             print_tables(results_dir(request, profile))
+            log_tables(planning.settings_of(sweep_words(command))[0])
             print(f"took {duration(time.monotonic() - started)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

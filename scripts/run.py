@@ -4,44 +4,99 @@
     python -m scripts.run -m task=rte,mrpc method=head,lora,propulsion 'seed=range(3)' data=local data.dir=<folder>
 
 A finished cell is skipped, an interrupted one goes on, a failed one is recorded and the sweep goes on.
-Exit code: 0 all done, 1 a cell failed, 2 bad input, 130 interrupted.
+Exit code: 0 all done, 1 a cell failed, 2 bad input, 75 a cell is running elsewhere, 130 interrupted (Ctrl-C once saves
+a checkpoint first, twice stops at once), 128 + n stopped by signal n with its checkpoint saved.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from dataclasses import replace
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from propulsion.harness import planning, ranks, stops, sweeps
 from propulsion.harness.cell import run_cell
-from propulsion.harness.errors import CellStopped, UserError, unknown
-from propulsion.harness.progress import cell_line
+from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError, unknown
+from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
+from propulsion.harness.progress import cell_line, job, note_of
 from propulsion.harness.record import REPOSITORY
-from propulsion.harness.settings import read_settings
+from propulsion.harness.settings import Settings, read_settings
+from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
 
 MAIN_PROCESS = "PROPULSION_MAIN_PROCESS"
+LAUNCHER, LOCAL_WORKERS = "hydra/launcher=", "hydra/launcher=joblib"
+TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
 _exit_codes: list[int] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
 def run(config: DictConfig) -> None:
     """Run the composed config's cell and print its line."""
-    started = time.monotonic()
+    if _is_worker():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep says when to stop
+    number, words = job()
+    if stops.stopping():
+        return sweeps.leave(sweeps.Note(number, sweeps.STOPPED, words=words))
     try:
         settings = read_settings(config)
+    except UserError as error:
+        return _refuse(sweeps.Note(number, sweeps.REFUSED, reason=str(error), words=words))
+    run_one(settings, number, words)
+
+
+def run_one(settings: Settings, number: int, words: list[str], again: bool = False) -> None:
+    """Run a cell, print its line and leave its note, whichever way it ends."""
+    started = time.monotonic()
+    try:
         entry, ran = run_cell(settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _stop(2)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(cell_line(settings, entry, ran, started), flush=True)
+        return _refuse(sweeps.Note(number, sweeps.REFUSED, settings.cell, str(error), words=words))
+    except RunningElsewhere as elsewhere:
+        holder, alive = elsewhere.holder, elsewhere.moved
+        sweeps.leave(sweeps.Note(number, sweeps.ELSEWHERE, settings.cell, holder, words=words, alive=alive))
+        if not again:
+            _say(f"{settings.cell}: {elsewhere}")
+        return None if sweeps.size() else _stop(TRY_LATER)
+    except KeyboardInterrupt:
+        sweeps.leave(sweeps.Note(number, sweeps.STOPPED, settings.cell, words=words))
+        if _is_worker():
+            return None
+        raise
+    except stops.Preempted as preempted:
+        _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
+        preempted.hand_over()
+        if os.environ.get(MAIN_PROCESS) != str(os.getpid()):  # whoever waits for a launched job wants a result
+            raise CellStopped(int(preempted.code or 0)) from preempted
+        raise
+    seconds = time.monotonic() - started
+    if ranks.rank() == 0:
+        sweeps.leave(replace(note_of(settings, entry, ran, seconds), number=number, words=words))
+    _say(cell_line(settings, entry, ran, seconds))
     if entry["status"] == "failed":
         _stop(1)
+
+
+def _say(line: str) -> None:
+    if ranks.rank() == 0:
+        print(line, flush=True)
+
+
+def _refuse(note: sweeps.Note) -> None:
+    print(f"error: {note.reason}", file=sys.stderr)
+    sweeps.leave(note)
+    _stop(2)
+
+
+def _is_worker() -> bool:
+    """Whether a launcher runs this cell in another process than the one that was started."""
+    return os.environ.get(MAIN_PROCESS) not in (None, str(os.getpid())) and bool(os.environ.get(stops.STOP_FILE))
 
 
 def _stop(code: int) -> None:
@@ -57,7 +112,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors over here instead of printing them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers of a sweep fork
     try:
-        run()
+        return _sweep()
     except CellStopped as stopped:
         return stopped.code
     except MissingConfigException as error:
@@ -71,10 +126,60 @@ def main() -> int:
             raise
         print("error: a config group needs a name, as in task=rte", file=sys.stderr)
         return 2
+    except Exception as error:  # of the launcher: a job that was killed, or cancelled while it waited
+        if not type(error).__module__.startswith("submitit"):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"error: a job has no result ({reason}); type the same command again for what is left", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: type the same command again and it goes on where it stopped", file=sys.stderr)
         return 130
-    return max(_exit_codes, default=0)
+
+
+def _sweep() -> int:
+    """Run what was typed; at the end of a sweep, try again what ran elsewhere and say what came of all cells."""
+    try:
+        with stops.sweep_of_workers(LOCAL_WORKERS in sys.argv):
+            run()
+            if not any(LAUNCHER in word for word in sys.argv) or LOCAL_WORKERS in sys.argv:
+                _try_again()
+        return next((code for code in (2, 1, TRY_LATER) if code in _exit_codes), 0)
+    finally:
+        if sweeps.size() and ranks.rank() == 0:
+            _track(sweeps.notes())
+            print(*sweeps.summary(sweeps.notes(), sweeps.size()), sep="\n", flush=True)
+        sweeps.end()
+
+
+def _track(notes: list[sweeps.Note]) -> None:
+    """Log the tables of a sweep that has any, unless who started it makes them itself."""
+    if TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
+        (settings,) = planning.settings_of(notes[0].words)
+        log_tables(settings)
+
+
+def _try_again() -> None:
+    """Cells that another process had: their record may be there now, or their owner dead.
+
+    Waits for as long as it takes to tell a slow owner from a dead one, never for a cell.
+    """
+    patience = time.monotonic() + STALE_SECONDS + 2 * BEAT_SECONDS
+    waiting = ranks.agreed(lambda: _elsewhere(sweeps.notes()))
+    while waiting:
+        for note in waiting:
+            (settings,) = planning.settings_of(note.words)
+            run_one(settings, note.number, note.words, again=True)
+        left = ranks.agreed(lambda: _elsewhere(sweeps.notes()))
+        waiting = [note for note in left if not note.alive] if time.monotonic() < patience else []
+        if waiting:
+            time.sleep(BEAT_SECONDS)
+    if ranks.agreed(lambda: _elsewhere(sweeps.notes())):
+        _exit_codes.append(TRY_LATER)
+
+
+def _elsewhere(notes: list[sweeps.Note]) -> list[sweeps.Note]:
+    return [note for note in notes if note.state == sweeps.ELSEWHERE]
 
 
 def _missing(error: MissingConfigException) -> UserError | str:

@@ -12,8 +12,9 @@ import pytest
 from baselines import apply_method
 from propulsion.harness import cell as cell_module
 from propulsion.harness.backbones import load_model, load_tokenizer
-from propulsion.harness.progress import TOTAL, count_cells, duration
+from propulsion.harness.progress import count_cells, duration
 from propulsion.harness.record import PARALLEL_CELLS
+from propulsion.harness.sweeps import TOTAL
 from scripts import run
 from tests.conftest import compose_settings, names
 
@@ -112,7 +113,11 @@ def test_a_sweep_goes_on_after_a_failed_cell_and_ends_with_1(
     monkeypatch.setattr(cell_module, "train", fails_on_rte)
     assert command("-m", *TINY, "task=rte,cola", "seed=0,1") == 1
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 4
+    assert len([line for line in out if line.startswith("[")]) == 4
+    assert out[4] == "sweep of 4 cells: 2 done, 2 failed"
+    assert out[5] == "failed: rte/minilm/propulsion seed 0 (RuntimeError: out of luck)"
+    assert out[6] == "  again: python -m scripts.run experiment=tiny results_dir=out task=rte seed=0"
+    assert not list(Path("out").glob(".sweep-*"))
     assert out[0].startswith("[1/4] rte/minilm/propulsion seed 0: failed (RuntimeError: out of luck)")
     assert out[3].startswith("[4/4] cola/minilm/propulsion seed 1: matthews_correlation ")
     records = [json.loads(path.read_text()) for path in Path("out").rglob("*.json")]
@@ -128,7 +133,8 @@ def test_a_sweep_typed_again_skips_what_is_done(command: Any, capsys: pytest.Cap
     capsys.readouterr()
     assert command("-m", *TINY, "task=rte", "seed=0,1,2") == 0
     out = capsys.readouterr().out.splitlines()
-    assert [("skipped" in line) for line in out] == [True, True, False]
+    assert [("skipped" in line) for line in out] == [True, True, False, False]
+    assert out[3] == "sweep of 3 cells: 1 done, 2 done before"
     assert len(list(Path("out").rglob("*.json"))) == 3
 
 

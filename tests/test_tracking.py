@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from propulsion.harness import record, training
 from propulsion.harness.cell import run_cell
+from propulsion.harness.tracking import Tracker, log_tables
 from tests.conftest import ComposeCell
 
 
@@ -48,6 +52,12 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return module
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tracker, "offline", False)
+    monkeypatch.setattr(Tracker, "off", False)
 
 
 def test_a_cell_is_named_grouped_and_logged_and_offline_says_how_to_upload(
@@ -89,8 +99,50 @@ def test_a_failure_of_tracking_is_said_once_and_ends_nothing(
     entry, _ = run_cell(tiny("tracking=wandb"))
     assert entry["status"] == "success"
     said = [line for line in capsys.readouterr().err.splitlines() if "W&B failed" in line]
-    assert len(said) == 1
+    assert len(said) == (2 if where == "init" else 1)  # online, then offline
     assert re.search(r"W&B failed to \w+ \(No space left on device\); the cell goes on without it", said[0])
+
+
+def test_a_login_that_is_broken_is_said_once_and_all_cells_are_kept_offline(
+    tiny: ComposeCell, wandb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb.api.api_key = "broken"
+    init = wandb.init
+
+    def refuses(**options: Any) -> FakeRun:
+        if options["mode"] == "online":
+            wandb.calls.append(options)
+            raise RuntimeError("the login has failed")
+        return init(**options)
+
+    wandb.init = refuses
+    for seed in (0, 1, 2):
+        run_cell(tiny("tracking=wandb", f"seed={seed}", "training.max_steps=1"))
+    assert [call["mode"] for call in wandb.calls] == ["online", "offline", "offline", "offline"]
+    assert capsys.readouterr().err.count("W&B failed to start (the login has failed)") == 1
+
+
+def test_a_resumed_run_tells_again_what_was_logged_before(
+    tiny: ComposeCell, wandb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("tracking=wandb", "training.max_steps=20", "training.evaluations=4", "training.checkpoint_seconds=0")
+    step = training.CellTrainer.training_step
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 12:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.CellTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(tiny(*options))
+    first = wandb.run
+    monkeypatch.setattr(training.CellTrainer, "training_step", step)
+    run_cell(tiny(*options))
+    assert wandb.calls[0]["id"] == wandb.calls[1]["id"]
+    before = [(at, values.get("eval_loss"), values.get("loss")) for at, values in first.logged]
+    after = [(at, values.get("eval_loss"), values.get("loss")) for at, values in wandb.run.logged]
+    assert after[: len(before)] == before and len(after) > len(before)
 
 
 def test_off_never_imports_wandb(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +166,25 @@ def test_the_real_library_writes_an_offline_run_without_host_or_key(
     assert run.is_dir() and run.is_relative_to(settings.results_dir) and run.name.endswith(entry["key"])
     stored = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
     assert b"0123456789abcdef0123456789abcdef01234567" not in stored
+
+
+def test_offline_runs_are_there_once_for_each_id_and_the_tables_have_one(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = tiny("tracking=wandb", "training.max_steps=2")
+    entry, _ = run_cell(settings)
+    record.record_path(settings, entry["key"]).unlink()
+    time.sleep(1.1)  # the library names folders by the second
+    run_cell(settings)
+    for _ in range(2):
+        log_tables(settings)
+        time.sleep(1.1)
+    folders = [path.name for path in Path(settings.results_dir, "wandb").glob("offline-run-*")]
+    ids = sorted(name.split("-", 3)[3] for name in folders)
+    assert ids[0] == entry["key"] and ids[1].startswith("tables-") and len(ids) == 2
+    assert len(list(Path(settings.results_dir, "wandb", "superseded").iterdir())) == 2
+    stored = b"".join(p.read_bytes() for p in Path(settings.results_dir, "wandb").rglob("*") if p.is_file())
+    assert platform.node().encode() not in stored or len(platform.node()) < 4
+    (table,) = Path(settings.results_dir, "wandb").glob("offline-run-*/files/media/table/table/*.json")
+    assert "propulsion" in table.read_text()

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import logging
-import os
 import shutil
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from baselines import Counts, Partition, apply_method, count, in_head, partition
-from propulsion.harness import devices, record
+from propulsion.harness import devices, leases, memory, ranks, record
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
 from propulsion.harness.evaluation import summarize
-from propulsion.harness.settings import Settings
+from propulsion.harness.leases import Lease
+from propulsion.harness.neighbours import Neighbours
+from propulsion.harness.settings import Settings, TrainingSpec
 from propulsion.harness.sources import Source, TaskData, hold_out, open_source, subset
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
+from propulsion.harness.watch import Holder
 from propulsion.harness.weights import (
     BEST,
     LAST,
@@ -44,38 +49,104 @@ log = logging.getLogger(__name__)
 def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     """Run one cell, or find it done. Returns its record and whether it ran now.
 
-    A crash becomes a record with status `failed`; a finished cell is skipped before any model is loaded.
+    A crash becomes a record with status `failed`; a finished cell is skipped before any model is loaded. The cell is
+    leased while it runs, so that no other process runs it as well.
 
     Raises:
-        UserError: bad input; nothing was written.
+        UserError: bad input; nothing was written. Or the record could not be written.
+        RunningElsewhere: another process has the cell, or took it over while this one slept.
+        KeyboardInterrupt, Preempted: asked to stop; a checkpoint was saved.
     """
-    record.check_writable(settings.results_dir)
     source = open_source(settings.task, settings.data)
-    key = record.cell_key(settings.config, source.fingerprint())
-    path = record.record_path(settings, key)
-    done = record.read_record(path)
-    if done is not None and done["status"] != record.FAILED and not lacks_weights(settings, done):
+    fingerprint = source.fingerprint()
+    key = record.cell_key(settings.config, fingerprint)
+    if (done := ranks.agreed(lambda: _finished(settings, key))) is not None:
+        if ranks.rank() == 0:
+            _tidy(settings, key)
         return done, False
+    ranks.agreed(lambda: record.check_writable(settings.results_dir))
     _refuse_early(settings)
+    lease = Lease(Path(settings.results_dir, leases.FOLDER), key, {"cell": settings.cell, "fingerprint": fingerprint})
+    ranks.agreed(lease.acquire)
+    try:
+        done = ranks.agreed(lambda: _finished(settings, key, holding=True))
+        if done is not None:  # by another process, between the two looks
+            return done, False
+        return _run_and_record(settings, key, source, fingerprint, lease), True
+    finally:
+        if ranks.rank() == 0:
+            lease.release()
+
+
+def _finished(settings: Settings, key: str, holding: bool = False) -> dict[str, Any] | None:
+    """The record of a cell that need not run. The lease's holder sets aside what is none."""
+    path = record.record_path(settings, key)
+    if holding:
+        record.remove_leftovers(path)
+    done, broken = record.look(path)
+    if broken and holding:
+        print(f"{path} is {broken}; set aside as {record.set_aside(path).name}", file=sys.stderr)
+    if done is None or done["status"] == record.FAILED or lacks_weights(settings, done):
+        return None
+    return None if settings.rerun and done["status"] == record.DIVERGED else done
+
+
+def _tidy(settings: Settings, key: str) -> None:
+    """Remove what a process left of a finished cell that was killed after it wrote the record."""
+    checkpoints, folder = Path(settings.results_dir, "checkpoints", key), Path(settings.results_dir, leases.FOLDER)
+    left = checkpoints.exists() and not settings.training.keep_checkpoints
+    if left or leases.find(folder, key) is not None:
+        with contextlib.suppress(RunningElsewhere, OSError), Lease(folder, key, {"cell": settings.cell}):
+            if left:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: str, lease: Lease) -> dict[str, Any]:
+    """Run the cell and write what it came to."""
     data = rows_of(source, settings)
+    if source.fingerprint() != fingerprint:
+        raise UserError(f"{settings.cell}: the data changed while it was read; type the same command again")
     entry = _blank(settings, key, source, data)
     checkpoints = Path(settings.results_dir, "checkpoints", key)
     tracker = Tracker()
-    try:
-        _run(settings, data, entry, checkpoints, tracker)
-    except (UserError, KeyboardInterrupt):
-        tracker.abandon()
-        raise
-    except Exception as error:
-        entry |= {"status": record.FAILED, "error": record.error_entry(error)}
-    finally:
-        _free_memory()
-    if int(os.environ.get("RANK", "0")) == 0:
-        record.write_record(path, record.finite(entry))
+    with Neighbours() as neighbours:
+        try:
+            _run_smaller(
+                settings, data, entry, checkpoints, [tracker, neighbours, Holder(lease if ranks.rank() == 0 else None)]
+            )
+        except (UserError, RunningElsewhere, KeyboardInterrupt, SystemExit):
+            tracker.abandon()
+            raise
+        except Exception as error:
+            entry |= {"status": record.FAILED, "error": record.error_entry(error)}
+        finally:
+            _free_memory()
+    entry["env"]["parallel_cells"] = max(entry["env"]["parallel_cells"], neighbours.most)
+    entry = record.sealed(record.finite(entry))
+    if ranks.rank() == 0:
+        lease.check()
+        _write(record.record_path(settings, key), entry)
         if entry["status"] != record.FAILED and not settings.training.keep_checkpoints:
             shutil.rmtree(checkpoints, ignore_errors=True)
     tracker.finish(entry)
-    return entry, True
+    if ranks.size() > 1 and entry["status"] == record.FAILED:
+        raise CellStopped(1)  # the other processes may wait in a step that this one never reaches
+    return entry
+
+
+def _write(path: Path, entry: dict[str, Any]) -> None:
+    """Write the record.
+
+    Raises:
+        UserError: the disk does not take it. The checkpoint stays, so that little is lost.
+    """
+    try:
+        record.write_record(path, entry)
+    except OSError as error:
+        raise UserError(
+            f"the record {path} cannot be written ({error.strerror}); make room and type the same command again: "
+            "the cell goes on from its last checkpoint"
+        ) from error
 
 
 def _refuse_early(settings: Settings) -> None:
@@ -103,12 +174,14 @@ def rows_of(source: Source, settings: Settings) -> TaskData:
 def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:
     """The record with all that is known before training."""
     empty_cost = ("train_seconds", "eval_seconds", "steps", "samples_per_second", "tokens_per_second")
+    memory_cost = ("micro_batch", "oom_retries")
     return {
         "schema": record.SCHEMA,
         "key": key,
         "status": record.SUCCESS,
         "error": None,
         "run": {
+            "harness": record.HARNESS_VERSION,
             "task": settings.task.name,
             "task_version": settings.task.version,
             "suite": settings.task.suite,
@@ -132,12 +205,32 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
         "eval": {"primary": settings.task.primary, **summarize([], settings.task.primary), "history": []},
-        "cost": dict.fromkeys((*empty_cost, "padding_fraction", "peak_memory_bytes", "adapter_bytes")),
+        "cost": dict.fromkeys((*empty_cost, "padding_fraction", "peak_memory_bytes", "adapter_bytes", *memory_cost)),
         "env": record.environment(None),
     }
 
 
-def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, tracker: Tracker) -> None:
+def _run_smaller(
+    settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, callbacks: list[TrainerCallback]
+) -> None:
+    """Run the cell; where its training does not fit into memory, again with half the micro-batch."""
+    spec: TrainingSpec | None = settings.training
+    for retries in itertools.count():
+        assert spec is not None
+        entry["cost"] |= {"micro_batch": spec.batch_size // ranks.size(), "oom_retries": retries}
+        try:
+            return _run(replace(settings, training=spec), data, entry, checkpoints, callbacks)
+        except memory.TooLarge as error:
+            spec = memory.smaller(spec)
+            if spec is None:
+                raise
+            print(f"{settings.cell}: {error}; again with micro-batches of {spec.batch_size}", file=sys.stderr)
+        _free_memory()
+
+
+def _run(
+    settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, callbacks: list[TrainerCallback]
+) -> None:
     """Backbone, method, training; fills the record as facts become known."""
     peak = devices.PeakMemory()
     spec = settings.training
@@ -155,13 +248,16 @@ def _run(settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints:
     def encoded(rows: Any) -> Any:
         return encode(rows, tokenizer, settings.task, length)
 
-    tracker.start(settings, entry["key"])
+    for tracker in callbacks:
+        if isinstance(tracker, Tracker):
+            tracker.start(settings, entry["key"])
     best = _best_weights(settings, tuned, parts, checkpoints)
     evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()}, data.parts)
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
-    outcome = train(
-        tuned, parts, tokenizer, encoded(data.train), evaluation, settings, checkpoints, callbacks=[tracker, *best]
+    watched, rows = [*callbacks, *best], encoded(data.train)
+    outcome = memory.guarded(
+        lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=watched)
     )
     _fill_outcome(entry, outcome, settings)
     entry["cost"]["peak_memory_bytes"] = peak.read()
@@ -208,7 +304,7 @@ def _keep_weights(
 ) -> None:
     """Put the trained tensors of a run that ended well beside its record, which gets their digests."""
     rules, step = _rules_kept(settings, model), entry["eval"]["best_step"]
-    if not rules or entry["status"] != record.SUCCESS or int(os.environ.get("RANK", "0")) > 0:
+    if not rules or entry["status"] != record.SUCCESS or ranks.rank() > 0:
         return
     entry["run"]["kept"] = keep(
         model,
@@ -241,7 +337,7 @@ def _fill_outcome(entry: dict[str, Any], outcome: Outcome, settings: Settings) -
     if outcome.diverged:
         entry |= {
             "status": record.DIVERGED,
-            "error": {"type": "Diverged", "message": outcome.diverged, "where": ""},
+            "error": {"type": "Diverged", "message": outcome.diverged, "where": "", "losses": outcome.losses},
         }
     scores = summarize(outcome.history, settings.task.primary, spec.best_by)
     entry["eval"] |= {**scores, "history": [evaluation.as_record() for evaluation in outcome.history]}

@@ -24,3 +24,14 @@ class CellStopped(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+class RunningElsewhere(Exception):
+    """Another process has the cell. `moved`: its heartbeat was seen, so that waiting for its death is in vain."""
+
+    def __init__(self, holder: str, moved: bool) -> None:
+        super().__init__(holder, moved)
+        self.holder, self.moved = holder, moved
+
+    def __str__(self) -> str:
+        return f"running elsewhere ({self.holder})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,19 +11,16 @@ from hydra.core.override_parser.types import ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from propulsion.harness.record import PARALLEL_CELLS
+from propulsion.harness import sweeps
+from propulsion.harness.record import PARALLEL_CELLS, SUCCESS
 from propulsion.harness.settings import Settings
-
-TOTAL = "PROPULSION_SWEEP_CELLS"  # in the environment, so that a launcher's worker processes see it
-
-_seconds_per_cell: list[float] = []
 
 
 class SweepSize(Callback):
     """Hydra callback: notes before the first cell how many there are, and how many run at once."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        os.environ[TOTAL] = str(count_cells(list(config.hydra.overrides.task)))
+        sweeps.begin(str(config.results_dir), count_cells(list(config.hydra.overrides.task)))
         os.environ[PARALLEL_CELLS] = str(config.hydra.launcher.get("n_jobs") or 1)
 
 
@@ -37,37 +33,56 @@ def count_cells(overrides: list[str]) -> int:
     return total
 
 
-def position() -> tuple[int, int] | None:
-    """This cell's place in the sweep, counted from 1, and the sweep's size; None outside a sweep."""
-    total = int(os.environ.get(TOTAL, "0"))
-    job: Any = HydraConfig.get().job
-    if total == 0 or OmegaConf.is_missing(job, "num"):
-        return None
-    return int(job.num) + 1, total
+def job() -> tuple[int, list[str]]:
+    """This cell's number in the sweep, from 0, and the words that compose it; (0, []) outside Hydra."""
+    if not HydraConfig.initialized():
+        return 0, []
+    config: Any = HydraConfig.get()
+    number = 0 if OmegaConf.is_missing(config.job, "num") else int(config.job.num)
+    return number, list(config.overrides.task)
 
 
-def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, started: float) -> str:
-    """`[3/54] rte/minilm/lora seed 0: accuracy 71.5 last, 72.9 best; 11 s, about 9 min left`."""
-    place = position()
-    prefix = f"[{place[0]}/{place[1]}] " if place else ""
-    seconds = time.monotonic() - started
-    if ran:
-        _seconds_per_cell.append(seconds)
-    left = ""
-    if place and _seconds_per_cell and place[0] < place[1]:
-        mean = sum(_seconds_per_cell) / len(_seconds_per_cell)
-        at_once = int(os.environ.get(PARALLEL_CELLS, "1"))
-        left = f", about {duration(mean * (place[1] - place[0]) / at_once)} left"
+def note_of(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float) -> sweeps.Note:
+    """What the sweep keeps of a cell that has a record."""
+    number, words = job()
+    state = {SUCCESS: sweeps.DONE if ran else sweeps.SKIPPED}.get(entry["status"], entry["status"])
+    reason = _reason(entry) if entry["error"] else ""
+    return sweeps.Note(number, state, settings.cell, reason, seconds if ran else 0.0, words)
+
+
+def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float) -> str:
+    """`[3/54] rte/minilm/lora seed 0: accuracy 71.5 last, 72.9 best; 11 s, about 9 min left, 1 failed`."""
+    cells = sweeps.size()
+    prefix = f"[{job()[0] + 1}/{cells}] " if cells else ""
     took = duration(seconds) if ran else "done before, skipped"
-    return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{left}"
+    return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{_rest(sweeps.notes(), cells) if ran else ''}"
+
+
+def _rest(notes: list[sweeps.Note], cells: int) -> str:
+    """What a sweep has before it, by the mean time of the cells that ran, in whichever process."""
+    seconds = [note.seconds for note in notes if note.seconds]
+    left = ""
+    if seconds and len(notes) < cells:
+        at_once = int(os.environ.get(PARALLEL_CELLS, "1"))
+        left = f", about {duration(sum(seconds) / len(seconds) * (cells - len(notes)) / at_once)} left"
+    for state in (sweeps.FAILED, sweeps.DIVERGED):
+        count = sum(note.state == state for note in notes)
+        left += f", {count} {state}" if count and cells > 1 else ""
+    return left
 
 
 def _outcome(entry: dict[str, Any]) -> str:
     if entry["status"] != "success":
-        return f"{entry['status']} ({entry['error']['type']}: {entry['error']['message']})"
+        return f"{entry['status']} ({_reason(entry)})"
     primary = entry["eval"]["primary"]
     last, best = entry["eval"]["last"][primary], entry["eval"]["best"][primary]
     return f"{primary} {100 * last:.1f} last, {100 * best:.1f} best"
+
+
+def _reason(entry: dict[str, Any]) -> str:
+    """The error in a line."""
+    message = " ".join(str(entry["error"]["message"]).split())
+    return f"{entry['error']['type']}: {message[:200]}"
 
 
 def duration(seconds: float) -> str:

@@ -25,13 +25,14 @@ from propulsion.harness.weights import start_digest
 
 SCHEMA = 1
 SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
+_ROOM = 1 << 16  # bytes: a record and its like
 HARNESS_VERSION = 1  # raised when a change of the code, or of a default in settings.py, changes scores
 PARALLEL_CELLS = "PROPULSION_PARALLEL_CELLS"  # in the environment: cells of one sweep that share the machine
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Keys of the config that cannot change a score: where things lie, how they are shown, when they are saved.
 IGNORED = {
-    "": ("results_dir", "profile", "tracking"),
+    "": ("results_dir", "profile", "tracking", "rerun"),
     "data": ("dir",),
     "task": ("title", "dev_rows", "also", "max_length", "epochs"),  # the last two: defaults of training's, which count
     "backbone": ("note", "package", "package_folder"),
@@ -123,16 +124,66 @@ def record_path(settings: Settings, key: str) -> Path:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """A finished or failed record, or None where there is none that can be read whole."""
+    return look(path)[0]
+
+
+def look(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The record at a path, or why what lies there is none; (None, None) where nothing does.
+
+    Raises:
+        UserError: the file is there and the system does not let it be read.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("key") == path.stem else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None, None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend it, or set results_dir=<folder>") from error
+    except (ValueError, RecursionError):
+        return None, "not whole"
+    if not isinstance(record, dict) or record.get("status") not in (SUCCESS, FAILED, DIVERGED):
+        return None, "not a record"
+    if record.get("key") != path.stem:
+        return None, "the record of another cell"
+    if not is_intact(record):
+        return None, "edited by hand or damaged: its digest is not that of its content"
+    return record, None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that is no record to the first free `<name>.broken-<n>`; nothing is overwritten or deleted."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.broken-{number}")).exists():
+        number += 1
+    os.rename(path, target)  # only the holder of the cell's lease does this
+    return target
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote this record."""
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, whole or not at all."""
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a record with its digest, whole or not at all."""
+    write_text(path, json.dumps(sealed(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the digest of all the rest of it."""
+    return {**record, "digest": _content_digest(record)}
+
+
+def is_intact(record: dict[str, Any]) -> bool:
+    """Whether the digest is that of the content; records from before there were digests are taken as they are."""
+    return "digest" not in record or record["digest"] == _content_digest(record)
+
+
+def _content_digest(record: dict[str, Any]) -> str:
+    content = json.loads(json.dumps({key: value for key, value in record.items() if key != "digest"}))
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -165,8 +216,9 @@ def check_writable(results_dir: str) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))  # a full disk still makes empty files
+            file.flush()
     except OSError as error:
         raise UserError(
             f"results folder {results_dir} cannot be written ({error.strerror}); set results_dir=<a folder that can>"

@@ -188,6 +188,7 @@ class Config:
     recipe: RecipeSpec | None = None
     seed: int = 0
     profile: str = "custom"
+    rerun: bool = False  # run a cell again that ended as diverged, which counts as done
     results_dir: str = MISSING
 
 

@@ -22,20 +22,20 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import get_last_checkpoint
 
 from baselines import Partition
+from propulsion.harness import checkpoints, ranks, stops
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
 from propulsion.harness.settings import Settings, TrainingSpec
+from propulsion.harness.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Outcome:
     precision: str
     meter: Meter
     diverged: str | None
+    losses: list[tuple[int, float]]  # the training loss by step: means of ten steps each
 
 
 class Meter(TrainerCallback, ExportableState):
@@ -58,11 +59,13 @@ class Meter(TrainerCallback, ExportableState):
         self.tokens = 0
         self.padded_tokens = 0
         self._mark = 0.0
+        self.pending_loss = 0.0  # summed since the last log line, at step `logged_at`
+        self.logged_at = 0
         self._masks: list[torch.Tensor] = []
 
     def state(self) -> dict[str, Any]:
         self.settle()
-        kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens")
+        kept = ("train_seconds", "eval_seconds", "tokens", "padded_tokens", "pending_loss", "logged_at")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
 
     def count(self, mask: torch.Tensor) -> None:
@@ -95,37 +98,6 @@ class Meter(TrainerCallback, ExportableState):
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         self.restart()
-
-
-class Watch(TrainerCallback):
-    """Stops at a loss that is not finite, and saves a checkpoint when the last one is old enough."""
-
-    def __init__(self, checkpoint_seconds: float) -> None:
-        self.checkpoint_seconds = checkpoint_seconds
-        self.saved_at = time.monotonic()
-        self.diverged: str | None = None
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            self.diverged = f"the training loss is {loss} at step {state.global_step}"
-            control.should_training_stop = True
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Clocks differ between processes, which must all save at the same step.
-        old = args.world_size == 1 and time.monotonic() - self.saved_at > self.checkpoint_seconds
-        if (old or (args.world_size > 1 and control.should_evaluate)) and state.global_step < state.max_steps:
-            control.should_save = True
-
-    def on_save(self, *args: Any, **kwargs: Any) -> None:
-        self.saved_at = time.monotonic()
 
 
 class Bar(ProgressCallback):
@@ -161,7 +133,12 @@ class EpochSampler(Sampler[int]):
 
 
 class CellTrainer(Trainer):
-    """The trainer with its own order of rows, one optimizer group per learning rate and decay, and a meter."""
+    """The trainer with its own order of rows, one optimizer group per learning rate and decay, and a meter.
+
+    Its checkpoints are sealed; where one cannot be written, training goes on with the one before, and says so once.
+    """
+
+    _said = False
 
     def __init__(self, *, partition: Partition, spec: TrainingSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -177,7 +154,8 @@ class CellTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset
-        return EpochSampler(rows["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+        self.order = EpochSampler(rows["length"], self.spec.batch_size * self.spec.accumulation, self.args.seed)
+        return self.order
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
         return SequentialSampler(eval_dataset)  # the scorer knows the rows by their place
@@ -189,6 +167,44 @@ class CellTrainer(Trainer):
             groups = parameter_groups(tuned, self.partition, self.spec)
             self.optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate, fused=True)
         return self.optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Not every wrapper that accelerate puts round the sampler of a resumed epoch hands the epoch on.
+        self.order.set_epoch(kwargs["epoch"])
+        if self.meter.pending_loss:  # a resumed run: the Trainer forgets the losses since its last log line
+            self._tr_loss += self.meter.pending_loss
+            self._globalstep_last_logged = self.meter.logged_at
+            self.meter.pending_loss = 0.0
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.meter.pending_loss = float(self.accelerator.gather(self._tr_loss).mean())
+        self.meter.logged_at = self._globalstep_last_logged
+        self._write_checkpoint(*args, **kwargs)
+        self.meter.pending_loss = 0.0
+
+    def _write_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        problem: Exception | None = None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except Exception as error:
+            problem = error
+        ranks.barrier()  # every process writes its own random state into it
+        if problem is None and self.is_world_process_zero():
+            try:
+                checkpoints.seal(folder)
+                checkpoints.keep_newest(folder.parent, folder)
+            except OSError as error:
+                problem = error
+        if problem is not None:
+            if not checkpoints.cannot_write(problem):
+                raise problem
+            shutil.rmtree(folder, ignore_errors=True)
+            if not self._said:
+                reason = str(problem).strip().splitlines()[0]
+                print(f"no checkpoint could be saved ({reason}); training goes on without it", file=sys.stderr)
+            self._said = True
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self.meter.count(inputs["attention_mask"])
@@ -240,48 +256,52 @@ def train(
     train_rows: Dataset,
     evaluation: EvaluationRows,
     settings: Settings,
-    checkpoints: Path,
+    folder: Path,
     callbacks: list[TrainerCallback],
 ) -> Outcome:
-    """Train the model's trainable parameters, from the last checkpoint in `checkpoints` if there is one."""
+    """Train the model's trainable parameters, from the last whole checkpoint in `folder` if there is one.
+
+    Raises:
+        KeyboardInterrupt, Preempted: asked to stop; a checkpoint was saved.
+    """
     spec = settings.training
     precision = resolve_precision(spec.precision, settings.backbone.dtype)
-    watch = Watch(spec.checkpoint_seconds)
-    trainer = CellTrainer(
-        partition=parts,
-        spec=spec,
-        model=model,
-        args=_arguments(settings, len(train_rows), precision, checkpoints),
-        train_dataset=train_rows,
-        eval_dataset=evaluation.rows,
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None),
-        compute_metrics=Scorer(settings.task, evaluation),
-        callbacks=[Meter(), watch, *callbacks],
-    )
+    with stops.graceful() as stop:
+        watch = Watch(spec.checkpoint_seconds, stop)
+        trainer = CellTrainer(
+            partition=parts,
+            spec=spec,
+            model=model,
+            args=_arguments(settings, len(train_rows), precision, folder),
+            train_dataset=train_rows,
+            eval_dataset=evaluation.rows,
+            data_collator=DataCollatorWithPadding(
+                tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
+            ),
+            compute_metrics=Scorer(settings.task, evaluation),
+            callbacks=[Meter(), watch, *callbacks],
+        )
+        _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.last_whole(folder)))
+        if watch.stopped and not watch.diverged:
+            stop.leave()
+    trainer.meter.settle()
+    log = trainer.state.log_history
+    losses = [(int(entry["step"]), entry["loss"]) for entry in log if "loss" in entry]
+    return Outcome(read_history(log), trainer.state.global_step, precision, trainer.meter, watch.diverged, losses)
+
+
+def _run_to_the_end(trainer: CellTrainer, watch: Watch, checkpoint: str | None) -> None:
+    """Train, and evaluate the final weights; a run that leaves the finite numbers or is asked to stop ends earlier."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if sys.stderr.isatty():
         trainer.add_callback(Bar)
-    last = _last_whole_checkpoint(checkpoints)
     try:
-        trainer.train(resume_from_checkpoint=last)
-        if not watch.diverged and not _evaluated_at_the_end(trainer.state):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if not watch.diverged and not watch.stopped and not _evaluated_at_the_end(trainer.state):
             trainer.evaluate()
     except Diverged as error:
         watch.diverged = f"{error} at step {trainer.state.global_step}"
-    trainer.meter.settle()
-    history = read_history(trainer.state.log_history)
-    return Outcome(history, trainer.state.global_step, precision, trainer.meter, watch.diverged)
-
-
-def _last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end; one that was not is removed."""
-    if not checkpoints.is_dir():
-        return None
-    for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
-            shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints))
 
 
 def _evaluated_at_the_end(state: TrainerState) -> bool:
@@ -322,7 +342,6 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
         data_seed=settings.seed,
         eval_strategy="steps",
         save_strategy="no",  # Watch decides
-        save_total_limit=1,
         logging_steps=10,
         logging_nan_inf_filter=False,
         restore_callback_states_from_checkpoint=True,

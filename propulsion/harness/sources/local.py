@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
@@ -51,8 +52,7 @@ class LocalSource(Source):
         """Digest of the bytes of the files to train on and to score."""
         digest = hashlib.sha256()
         for split, path in self._used.items():
-            with _opened(path) as file:
-                digest.update(f"{split}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+            digest.update(f"{split}:{_digest(path)};".encode())
         return f"local:{digest.hexdigest()[:16]}"
 
     def load_split(self, split: str) -> Dataset:
@@ -212,6 +212,13 @@ class Table:
 
     def _wrong(self, number: int, reason: str) -> UserError:
         return UserError(f"{self.path}, line {number}: {reason}; correct the line, or fetch the file again")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend it, or set data.dir") from error
 
 
 def _opened(path: Path) -> BufferedReader:

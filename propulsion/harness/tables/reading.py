@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from propulsion.harness.errors import UserError
-from propulsion.harness.record import DIVERGED, FAILED, SCHEMA, SUCCESS
+from propulsion.harness.record import DIVERGED, FAILED, SCHEMA, SUCCESS, is_intact
 
 Record = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def read(results_dir: str | Path) -> Reading:
             left_out.append(f"{name}: {reason}")
         elif name != record_name(record):
             left_out.append(f"{name}: holds the record of {record_name(record)}")
+        elif not is_intact(record):
+            left_out.append(f"{name}: edited by hand or damaged, its digest is not that of its content")
         else:
             records.append(record)
     return Reading(records, left_out)

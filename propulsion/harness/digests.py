@@ -1,0 +1,31 @@
+"""Digests of files, read again only when the file changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+_SETTLED_SECONDS = 2.0  # a file may change again within the tick of its own time
+_known: dict[tuple[object, ...], str] = {}
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal.
+
+    Remembered for the file as it stands: device, inode, size and the times of its content and of its entry, in
+    nanoseconds. A file that was just written is not remembered.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        facts = os.fstat(stream.fileno())
+        identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if identity not in _known:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if abs(time.time() - max(facts.st_mtime, facts.st_ctime)) < _SETTLED_SECONDS:
+                return digest
+            _known[identity] = digest
+        return _known[identity]

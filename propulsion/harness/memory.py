@@ -1,0 +1,58 @@
+"""A run that does not fit into memory is tried again in smaller pieces, with the same effective batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from accelerate.utils.memory import should_reduce_batch_size
+
+from propulsion.harness import ranks
+from propulsion.harness.settings import TrainingSpec
+
+
+class TooLarge(Exception):
+    """Training ran out of memory; `reason` is the first line of the allocator's message."""
+
+    def __init__(self, error: Exception) -> None:
+        self.reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        super().__init__(self.reason)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator, of the device, of torch on a CPU or of Python, had no memory left."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def guarded(action: Callable[[], Any]) -> Any:
+    """The action's result, `TooLarge` where it ran out of memory.
+
+    The error itself is not kept: its frames hold the tensors that the next try needs the memory of.
+
+    Raises:
+        TooLarge: it did, in a run of one process. With several, the others wait inside the same step.
+    """
+    try:
+        return action()
+    except Exception as error:
+        if ranks.size() > 1 or not is_out_of_memory(error):
+            raise
+        too_large = TooLarge(error)
+    raise too_large
+
+
+def smaller(spec: TrainingSpec) -> TrainingSpec | None:
+    """The same training in half the micro-batch (or the next part that divides it) and as much more accumulation.
+
+    None where a micro-batch is one row already.
+    """
+    parts = next((n for n in range(2, spec.batch_size + 1) if spec.batch_size % n == 0), None)
+    if parts is None:
+        return None
+    return replace(
+        spec,
+        batch_size=spec.batch_size // parts,
+        accumulation=spec.accumulation * parts,
+        eval_batch_size=max(1, spec.eval_batch_size // 2),
+    )

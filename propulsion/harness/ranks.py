@@ -1,0 +1,70 @@
+"""Processes of one run under torchrun: who is first, and what they agree on. With one process all of it is free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """This process's number among those of the run, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """How many processes the run has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def agreed(decide: Callable[[], Value]) -> Value:
+    """What the first process decides, on all of them. `decide` runs on the first alone.
+
+    The others must not look for themselves: a record or a lease may come to be between two looks, and processes that
+    decide otherwise wait for each other for ever.
+
+    Raises:
+        Exception: what `decide` raised on the first process, on every process.
+    """
+    if size() == 1:
+        return decide()
+    join()
+    box: list[tuple[Value | None, Exception | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            box = [(decide(), None)]
+        except Exception as error:
+            box = [(None, error)]
+    torch.distributed.broadcast_object_list(box, src=0)
+    value, failure = box[0]
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
+
+
+def either(*flags: bool) -> tuple[bool, ...]:
+    """For each flag whether it is set on any process."""
+    if size() == 1:
+        return flags
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in found.tolist())
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if size() > 1:
+        join()
+        torch.distributed.barrier()
+
+
+def join() -> None:
+    """Start the process group as the Trainer will: gloo on CPUs, NCCL on GPUs."""
+    if not torch.distributed.is_initialized():
+        PartialState(cpu=not torch.cuda.is_available())
