@@ -2,22 +2,25 @@
 
     python -m scripts.plan suite=glue profile=paper tasks=rte,mrpc methods=lora,propulsion seeds=0,1,2
 
-Takes the same words as scripts.reproduce and starts nothing.
+Takes the same words as scripts.reproduce and starts nothing. `watch=10` shows it again every ten seconds until all is
+done; Ctrl-C ends it.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 
 import torch
 
-from propulsion.harness import planning, sheets
+from propulsion.harness import leases, planning, sheets, staleness
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import load_records
-from scripts.reproduce import choose_profile, parse, results_dir, sweep_command, sweep_words
+from scripts.reproduce import Request, choose_profile, parse, results_dir, sweep_command, sweep_words
 
-HEADER = ("backbone", "method", "cells", "done", "failed", "to do", "hours left", "speed", "recipes")
+STATES = ("done", "running", "failed", "to do")
+HEADER = ("backbone", "method", "cells", *STATES, "hours left", "speed", "recipes")
 
 
 def sheet(lines: list[planning.Line]) -> sheets.Sheet:
@@ -28,7 +31,7 @@ def sheet(lines: list[planning.Line]) -> sheets.Sheet:
 
 
 def _row(backbone: str, method: str, line: planning.Line) -> tuple[str, ...]:
-    states = [str(line.count(state)) for state in ("done", "failed", "to do")]
+    states = [str(line.count(state)) for state in STATES]
     unknown = any(cell.seconds is None for cell in line.cells)
     speeds = {"measured" if cell.measured else "assumed" for cell in line.cells}
     kinds = Counter(cell.recipe for cell in line.cells)
@@ -57,25 +60,43 @@ def remarks(lines: list[planning.Line], speeds: planning.Speeds) -> list[str]:
     return notes
 
 
+def show(request: Request) -> bool:
+    """Print the plan as it stands. Returns whether anything is left to do.
+
+    Raises:
+        UserError: bad input.
+    """
+    profile, reason = choose_profile(request)
+    words = sweep_words(sweep_command(request, profile))
+    folder = results_dir(request, profile)
+    records = load_records(folder)
+    cells = planning.settings_of(words)
+    speeds = planning.Speeds(records, gpu=profile == "paper" or torch.cuda.is_available())
+    planned = planning.plan(cells, records, speeds, leases.held(folder))
+    print(f"profile: {profile} ({reason})", f"records: {len(records)} in {folder}", "", sep="\n")
+    print(*sheets.markdown(sheet(planned)), "", *remarks(planned, speeds), sep="\n")
+    for line in staleness.stale(cells, records, staleness.Fingerprints()):
+        print(line)
+    for obstacle in planning.obstacles(cells, gpu=profile == "paper"):
+        print(f"cannot start here: {obstacle}")
+    return any(cell.state != "done" for line in planned for cell in line.cells)
+
+
 def main(arguments: list[str]) -> int:
-    """Print the plan. Exit code 2 on bad input."""
+    """Print the plan, once or again and again. Exit code 2 on bad input."""
+    every = next((word.partition("=")[2] for word in arguments if word.startswith("watch=")), "")
     try:
-        request = parse(arguments)
-        profile, reason = choose_profile(request)
-        words = sweep_words(sweep_command(request, profile))
-        folder = results_dir(request, profile)
-        records = load_records(folder)
-        cells = planning.settings_of(words)
-        speeds = planning.Speeds(records, gpu=profile == "paper" or torch.cuda.is_available())
-        planned = planning.plan(cells, records, speeds)
-        obstacles = planning.obstacles(cells, gpu=profile == "paper")
+        if every and not (every.isdigit() and int(every) > 0):
+            raise UserError(f"watch={every}: give whole seconds, as in watch=10")
+        request = parse([word for word in arguments if not word.startswith("watch=")])
+        while show(request) and every:
+            time.sleep(int(every))
+            print(f"\n{time.strftime('%H:%M:%S')}", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"profile: {profile} ({reason})", f"records: {len(records)} in {folder}", "", sep="\n")
-    print(*sheets.markdown(sheet(planned)), "", *remarks(planned, speeds), sep="\n")
-    for obstacle in obstacles:
-        print(f"cannot start here: {obstacle}")
+    except KeyboardInterrupt:
+        return 0
     return 0
 
 

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from propulsion.harness import planning, record
+from propulsion.harness import leases, planning, record, staleness
+from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
+from propulsion.harness.leases import Lease
 from propulsion.harness.settings import Settings
+from propulsion.harness.sources import open_source
 from scripts import plan as script
 from scripts.reproduce import parse, sweep_command
 from tests.conftest import compose_settings
+from tests.task_files import write_official
 
 PAPER = ("experiment=paper", "backbone=roberta_base", "task=rte")
 
@@ -115,9 +119,44 @@ def test_a_sweep_that_can_start_has_no_obstacle() -> None:
     assert planning.obstacles([compose_settings("experiment=tiny")], gpu=False) == []
 
 
+def test_a_leased_cell_is_running(tmp_path: Path) -> None:
+    cells = [compose_settings("experiment=tiny", f"seed={seed}") for seed in (0, 1)]
+    fingerprint = open_source(cells[0].task, cells[0].data).fingerprint()
+    key = record.cell_key(cells[1].config, fingerprint)
+    with Lease(tmp_path / leases.FOLDER, key, {"fingerprint": fingerprint}):
+        (line,) = planning.plan(cells, [], planning.Speeds([]), leases.held(tmp_path))
+    assert [cell.state for cell in line.cells] == ["to do", "running"]
+
+
+def test_a_stale_record_is_named_with_what_changed(tmp_path: Path) -> None:
+    write_official(tmp_path / "glue", "rte")
+    base = ("experiment=tiny", "data=local", f"data.dir={tmp_path}", "task=rte")
+    settings = compose_settings(*base)
+    entry, _ = run_cell(dataclasses.replace(settings, results_dir=str(tmp_path / "out")))
+
+    def stale(*overrides: str, records: tuple[dict[str, Any], ...] = (entry,)) -> list[str]:
+        return staleness.stale([compose_settings(*base, *overrides)], list(records), staleness.Fingerprints())
+
+    assert stale() == []
+    assert stale("seed=1") == []  # another cell, and no record of its name
+    name = f"rte/minilm/propulsion seed 0: {entry['key']} is stale: "
+    assert stale("task.version=9") == [f"{name}task.version {settings.task.version} -> 9"]
+    assert stale("method.degree=5") == [f"{name}method.degree 15 -> 5, method.peft.degree 15 -> 5"]
+    older = {**entry, "key": "0" * 16, "run": {**entry["run"], "harness": 0}}
+    assert stale(records=(older,)) == [f"rte/minilm/propulsion seed 0: {'0' * 16} is stale: code version 0 -> 1"]
+    both = [compose_settings(*base, f"training.learning_rate={rate}") for rate in ("1e-3", "2e-3")]
+    assert staleness.stale([settings, *both], [entry], staleness.Fingerprints()) == []
+    file = tmp_path / "glue" / "RTE" / "dev.tsv"
+    file.write_text(file.read_text().replace("unbalanced", "other"))
+    assert stale() == [f"{name}the data changed"]
+    (line,) = planning.plan([settings], [entry], planning.Speeds([]))
+    assert [cell.state for cell in line.cells] == ["to do"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["watch=soon"], "watch=soon: give whole seconds"),
         (["profile=papper"], "unknown profile 'papper': did you mean paper"),
         (["profile=paper", "tasks=rtee"], "unknown task 'rtee': did you mean rte"),
         (["profile=paper", "methods=lara", "tasks=rte"], "unknown method 'lara': did you mean lora"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 from propulsion.harness import hub, recipes
 from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.leases import Found
 from propulsion.harness.record import DIVERGED, FAILED, REPOSITORY, SUCCESS, cell_key
 from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, read_settings
 from propulsion.harness.sources import open_source
+from propulsion.harness.staleness import Fingerprints, is_of, name_of
 from propulsion.harness.training import total_steps
 
 Record = dict[str, Any]
@@ -48,7 +50,7 @@ EVALUATION_SPEED = 3.0  # samples per second of evaluation over those of trainin
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be. `state`: done | failed | to do. `seconds` is None where the rows are not known."""
+    """One run to be. `state`: done | running | failed | to do. `seconds` is None where the rows are not known."""
 
     settings: Settings
     state: str
@@ -141,9 +143,11 @@ def _weights_at_hand(spec: BackboneSpec) -> bool:
     return isinstance(try_to_load_from_cache(spec.id, "config.json", revision=spec.revision), str)
 
 
-def plan(cells: Iterable[Settings], records: list[Record], speeds: Speeds) -> list[Line]:
-    """The cells by backbone and method, each with its state and cost."""
-    states = _states(records)
+def plan(
+    cells: Iterable[Settings], records: list[Record], speeds: Speeds, running: dict[str, Found] | None = None
+) -> list[Line]:
+    """The cells by backbone and method, each with its state and cost. `running`: the leases, by key."""
+    states = _states(records, running or {}, Fingerprints())
     lines: dict[tuple[str, str], Line] = {}
     for settings in cells:
         name = (settings.backbone.name, settings.method.name)
@@ -153,22 +157,21 @@ def plan(cells: Iterable[Settings], records: list[Record], speeds: Speeds) -> li
     return list(lines.values())
 
 
-def _states(records: list[Record]) -> Any:
+def _states(records: list[Record], running: dict[str, Found], fingerprints: Fingerprints) -> Callable[[Settings], str]:
     by_cell: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         run = record["run"]
         by_cell.setdefault((run["task"], run["backbone"], run["method"], run["seed"]), []).append(record)
+    leased = {str(lease.facts.get("fingerprint")) for lease in running.values()}
 
     def state(settings: Settings) -> str:
-        """As the runner would find it: by the key, with the data's fingerprint as it was recorded."""
-        name = (settings.task.name, settings.backbone.name, settings.method.name, settings.seed)
-        found = {
-            record["status"]
-            for record in by_cell.get(name, [])
-            if cell_key(settings.config, record["run"]["data"]["fingerprint"]) == record["key"]
-        }
+        """As the runner would find it: by the key, with the data as it is now where that can be told."""
+        own = by_cell.get(name_of(settings), [])
+        found = {record["status"] for record in own if is_of(settings, record, fingerprints)}
         if found & {SUCCESS, DIVERGED}:
             return "done"
+        if any(cell_key(settings.config, fingerprint) in running for fingerprint in leased):
+            return "running"
         return "failed" if FAILED in found else "to do"
 
     return state
@@ -181,24 +184,27 @@ def _recipe(settings: Settings) -> str:
 
 
 class Speeds:
-    """Training samples per second: measured for the backbone and method, else the backbone, else assumed."""
+    """Training samples per second: of the same backbone, method and task, else of what is most like it, else assumed.
+
+    A task's lengths and a method's backward pass both decide the speed, so that both count before the backbone alone.
+    """
 
     def __init__(self, records: list[Record], gpu: bool = True) -> None:
         self.gpu = gpu  # what an assumed speed is of
-        self.measured: dict[tuple[str, str], list[float]] = {}
+        self.measured: list[tuple[str, str, str, float]] = []
         self.devices: set[str] = set()
         for record in records:
             run, speed = record["run"], record["cost"]["samples_per_second"]
             if record["status"] == SUCCESS and speed:
-                self.measured.setdefault((run["backbone"], run["method"]), []).append(speed)
+                self.measured.append((run["backbone"], run["method"], run["task"], speed))
                 self.devices.add(str(record["env"]["device"]))
 
-    def of(self, backbone: str, method: str) -> tuple[float, bool]:
+    def of(self, backbone: str, method: str, task: str) -> tuple[float, bool]:
         """The median speed, and whether it was measured."""
-        own = self.measured.get((backbone, method))
-        alike = [speed for (name, _), speeds in self.measured.items() if name == backbone for speed in speeds]
-        if own or alike:
-            return statistics.median(own or alike), True
+        for alike in ({method, task}, {task}, {method}, set[str]()):
+            speeds = [speed for b, m, t, speed in self.measured if b == backbone and alike <= {m, t}]
+            if speeds:
+                return statistics.median(speeds), True
         return self.assumed(backbone), False
 
     def assumed(self, backbone: str) -> float:
@@ -212,7 +218,7 @@ def _dev_rows(task: TaskSpec) -> int:
 
 def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:
     """Seconds that a cell takes, evaluation included, and whether the speed was measured."""
-    speed, measured = speeds.of(settings.backbone.name, settings.method.name)
+    speed, measured = speeds.of(settings.backbone.name, settings.method.name, settings.task.name)
     spec, data = settings.training, settings.data
     generated = data.source == "generated"
     rows = data.train_rows if generated else TRAIN_ROWS.get(settings.task.name)
