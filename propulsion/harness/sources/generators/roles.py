@@ -36,7 +36,8 @@ def outsider(draw: Draw, place: int) -> list[dict[str, Any]]:
     (agent, verb, other, own, theirs), stranger = draw.two(ROLES)
     side = draw.flip()
     who, reasons = (agent, own) if side else (other, theirs)
-    return _pair(draw, place, (agent, verb, other), (who, stranger[0 if side else 2]), draw.pick(reasons))
+    wrong = stranger[0] if side else stranger[2]
+    return _pair(draw, place, (agent, verb, other), (who, wrong), draw.pick(reasons))
 
 
 def _pair(
