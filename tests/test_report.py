@@ -338,7 +338,8 @@ def test_a_thousand_records_make_a_small_page_quickly(tmp_path: Path) -> None:
     html = render("made up", suites, [], [], [])
     assert len(html) < 500_000  # 10,000 are measured by hand: python -m tests.synthetic
     assert time.process_time() - started < 10
-    assert sum(record[2] == 1 for record in json.loads(Page(html).data)["records"]) == 700 // 50
+    failed = {record[0] for record in json.loads(Page(html).data)["records"] if record[2] == 1}
+    assert len(failed) == 700 // 50  # RTE's stand in both suites
 
 
 def test_figures_that_do_not_fit_stand_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
