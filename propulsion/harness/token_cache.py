@@ -38,7 +38,8 @@ def file_for(rows: Dataset, tokenizer: Any, task: TaskSpec, max_length: int) -> 
         return None
     versions = [FORMAT, transformers.__version__, tokenizers.__version__]
     sides = [tokenizer.padding_side, tokenizer.truncation_side, list(tokenizer.model_input_names)]
-    how = json.dumps([versions, sides, list(task.text), task.cut, task.spans, max_length, backend.to_str()])
+    rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # those are of its last call
+    how = json.dumps([versions, sides, list(task.text), task.cut, task.spans, max_length, rules])
     digest = hashlib.sha256(how.encode())
     for name in sorted(rows.column_names):
         digest.update(json.dumps([name, list(rows[name])], ensure_ascii=False, default=str).encode())
