@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,11 @@ def real_data() -> Path:
     if not (folder / "glue").is_dir():
         pytest.skip(f"no real data at {folder}: set DATA_DIR to the official download's folder")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_token_cache() -> Iterator[None]:
+    """Tests leave the user's cache folder alone; those of the cache itself name a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROPULSION_CACHE", "")
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,15 @@ class _Layer:
     output: nn.LayerNorm
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A layer's matrices as the products want them, and what they were made from: held, so that `is` can tell."""
+
+    sources: list[torch.Tensor]
+    versions: list[int]
+    matrices: tuple[torch.Tensor, ...]
+
+
 @dataclass
 class FastPath:
     """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain."""
@@ -90,9 +100,7 @@ class FastPath:
     used: int = 0
     plain: int = 0
     reason: str | None = None
-    _prepared: dict[tuple[int, torch.dtype], tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]] = field(
-        default_factory=dict, repr=False
-    )
+    _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's output: fused where that is exact, else from its own forward."""
@@ -237,14 +245,14 @@ class FastPath:
     def _matrices(self, index: int, layer: _Layer, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values as one matrix, and the other three; made once, and again when a weight changes."""
         sources = [*(each.weight for each in layer.qkv), layer.out.weight, layer.up.weight, layer.down.weight]
-        state = tuple((weight.data_ptr(), weight._version) for weight in sources)
+        versions = [weight._version for weight in sources]
         known = self._prepared.get((index, dtype))
-        if known is None or known[0] != state:
+        if known is None or known.versions != versions or any(map(operator.is_not, known.sources, sources)):
             with torch.no_grad():
                 qkv = torch.cat([weight.to(dtype) for weight in sources[:3]])
-                known = (state, (qkv, *(weight.detach().to(dtype) for weight in sources[3:])))
-            self._prepared[index, dtype] = known
-        return known[1]
+                matrices = (qkv, *(weight.detach().to(dtype) for weight in sources[3:]))
+            known = self._prepared[index, dtype] = _Prepared(sources, versions, matrices)
+        return known.matrices
 
 
 def _read_layer(layer: Any) -> _Layer:

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
+from propulsion.harness import token_cache
 from propulsion.harness.metrics import Questions
 from propulsion.harness.settings import TaskSpec
 from propulsion.harness.sources import group_numbers
@@ -40,9 +41,18 @@ class EvaluationRows:
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, max_length: int) -> Dataset:
     """Token ids, mask, label and length of every row, in order.
 
-    What is too long loses the end of `task.cut`, or of the longer text where the task names none.
+    What is too long loses the end of `task.cut`, or of the longer text where the task names none. Rows that the
+    same tokenizer encoded before are read from the cache.
     """
+    file = token_cache.file_for(rows, tokenizer, task, max_length)
+    known = token_cache.read(file)
+    if known is None:
+        known = _encode(rows, tokenizer, task, max_length)
+        token_cache.write(file, known)
+    return known
 
+
+def _encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, max_length: int) -> Dataset:
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
         columns = _tokens([batch[column] for column in task.text], tokenizer, task, max_length)
         columns["labels"] = batch["label"]

@@ -221,13 +221,17 @@ class CellTrainer(Trainer):
         self.meter.count(mask, padded=path is None or path.used == before)
         return loss
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop alone runs on merged weights: callbacks of an evaluation see the model as it is trained."""
+        tuned: Any = self.model
+        with merged(tuned):
+            return super().evaluation_loop(*args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.meter.settle()
         self.meter.lap()
         started = time.perf_counter()
-        tuned: Any = self.model
-        with merged(tuned):
-            scores = super().evaluate(*args, **kwargs)
+        scores = super().evaluate(*args, **kwargs)
         self.meter.eval_seconds += time.perf_counter() - started
         self.meter.restart()
         return scores

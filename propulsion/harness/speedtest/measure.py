@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ class Runner:
 
     def peak_bytes(self) -> int | None:
         """Peak of a step: of the CUDA allocator, or what resident memory rose by on a CPU."""
-        gc.collect()
+        _give_back()
         before = PeakMemory().read()
         peak = PeakMemory()
         self.step()
@@ -90,6 +91,13 @@ class Runner:
         if self.case.device == "cuda":
             return after
         return None if before is None or after is None else max(0, after - before)
+
+
+def _give_back() -> None:
+    """Freed memory to the system, or the next peak would hide in it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wait(device: str) -> None:
