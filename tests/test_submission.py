@@ -236,7 +236,7 @@ def edit(copied: Path, task: str, change: Any) -> None:
     (path,) = (copied / "runs" / task).rglob("*.json")
     entry = json.loads(path.read_text())
     change(entry)
-    record_module.write_record(path, entry)  # with its digest: an edit by hand would be set aside before any other check
+    record_module.write_record(path, entry)  # sealed: an edit by hand would be set aside
 
 
 def test_one_clear_line_for_each_refusal(copied: Path) -> None:
