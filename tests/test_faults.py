@@ -146,7 +146,11 @@ def test_a_full_disk_at_a_checkpoint_is_said_once_and_training_goes_on(
     else:
         monkeypatch.setattr(training.CellTrainer, "save_model", full)
     settings = tiny(*OPTIONS, EVERY_STEP)
-    at_step(monkeypatch, 19, lambda: kept.extend(path.name for path in Path(settings.results_dir).glob("check*/*/*")))
+    at_step(
+        monkeypatch,
+        19,
+        lambda: kept.extend(path.name for path in Path(settings.results_dir).glob("check*/*/checkpoint-*")),
+    )
     kept: list[str] = []
     entry, _ = run_cell(settings)
     assert kept == []  # no half of one is left
