@@ -31,7 +31,7 @@ def only_record(folder: Path) -> dict[str, Any]:
 def test_two_processes_equal_one_and_skip_and_resume_the_same_way(tmp_path: Path) -> None:
     killed = torchrun(tmp_path / "two", "kill=15")
     assert killed.returncode != 0
-    assert [path.name for path in (tmp_path / "two").glob("checkpoints/*/*")] == ["checkpoint-10"]
+    assert [path.name for path in (tmp_path / "two").glob("checkpoints/*/checkpoint-*")] == ["checkpoint-10"]
     assert not (tmp_path / "two" / "runs").exists() or only_record(tmp_path / "two")["status"] == "failed"
     two = torchrun(tmp_path / "two", "run", "run")
     assert two.stdout.splitlines() == ["success ran on 2", "success skipped on 2"], two.stderr[-3000:]
