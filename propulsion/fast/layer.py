@@ -227,7 +227,7 @@ class EncoderLayer(torch.autograd.Function):
         if needs.qkv_scale:
             found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows)
         inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
-        if v.qkv_inner is not None:
+        if v.qkv_inner is not None and v.qkv_outer is not None:
             low = affine(x, frozen.input_weight, v.input_bias, rows).to(dtype)
             low, found["qkv_inner"], found["qkv_outer"] = low_rank_backward(inner, low, v.qkv_inner, v.qkv_outer, rows)
         if not below:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import pad
@@ -68,14 +69,19 @@ class Packed:
 
     def __init__(self, path: FastPath, passes: Sequence[Pass]) -> None:
         self.runs = len(passes)
-        self.slots = [Slot(name, own) for name, own in zip(_names(passes[0]), zip(*map(tensors, passes)), strict=True)]
+        own = zip(*map(tensors, passes), strict=True)
+        self.slots = [Slot(name, each) for name, each in zip(_names(passes[0]), own, strict=True)]
         self._leaves = [slot.stack() for slot in self.slots]
         bounds = [0]
         for each in passes:
             bounds.append(bounds[-1] + each.call.rows.tokens)
-        self._parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self._parts = [slice(a, b) for a, b in pairwise(bounds)]
         with torch.set_grad_enabled(any(slot.trained for slot in self.slots)):
             self._hidden = path.encode(_join(passes, self._leaves))
+
+    def close(self) -> None:
+        """Let go of all that is kept for the backward pass."""
+        self._leaves, self._hidden = [], self._hidden.detach()
 
     def hidden(self) -> list[torch.Tensor]:
         """The last hidden states of each run, `(tokens, d)`."""
