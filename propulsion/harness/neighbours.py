@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from propulsion.harness import ranks
 from propulsion.harness.leases import start_of
 
-
 _cells = 0  # of a pack, in this process: the last one removes its file
 
 
