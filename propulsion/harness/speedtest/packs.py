@@ -7,15 +7,18 @@ change places from round to round.
 from __future__ import annotations
 
 import gc
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from propulsion.fast import find_path, plain_path
-from propulsion.harness import packing
+from propulsion.harness import packing, record
 from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
 from propulsion.harness.speedtest.measure import Case, Runner
 
@@ -120,6 +123,20 @@ def _timed(action: Callable[[], None], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def run(cases: Sequence[Case], rounds: int, out: Path, env: dict[str, Any]) -> None:
+    """Measure every case, print, and write `packs.json` and `packs.md` after each."""
+    results: list[dict[str, Any]] = []
+    for case in cases:
+        results.append(compare_packs(case, rounds, lambda line: print(line, file=sys.stderr, flush=True)))
+        commit = f"{(env['commit'] or 'unknown')[:10]}{' (changed since)' if env['dirty'] else ''}"
+        lines = ["# Packs of cells over one frozen backbone", ""]
+        lines += [f"{env['device']}; torch {env['torch']}; commit {commit}. Forward, backward and AdamW, dropout 0.1."]
+        text = "\n".join(lines + [line for result in results for line in table(result)]) + "\n"
+        record.write_text(out / "packs.md", text)
+        record.write_text(out / "packs.json", json.dumps({"env": env, "cases": results}, indent=1) + "\n")
+        print("\n".join(table(results[-1])), flush=True)
 
 
 def table(result: dict[str, Any]) -> list[str]:
