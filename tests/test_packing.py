@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import torch
 
 from baselines import apply_method
 from propulsion.fast import fast_path, find_path
-from propulsion.harness import packing, stops
+from propulsion.harness import cell as cell_module
+from propulsion.harness import packing, record, stops, sweeps
 from propulsion.harness.backbones import load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.packing import Pack, fit, packs
 from propulsion.harness.settings import Settings
 from propulsion.harness.turns import Turn, clock
+from scripts import run as script
 from tests.conftest import ComposeCell, compose_settings
 
 FAST = "training.fast_path=auto"
@@ -337,3 +341,57 @@ def test_pretrained_weights_are_shared_by_all_seeds() -> None:
 def test_a_width_that_is_none_is_refused(word: str, tiny: ComposeCell) -> None:
     with pytest.raises(UserError, match="use auto, off, or how many"):
         packing.width(tiny(f"sweep.pack={word}"))
+
+
+# ---- a sweep ----
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs `python -m scripts.run <words>` in this process; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in ((sweeps.TOTAL, "0"), (record.PARALLEL_CELLS, "1"), (script.MAIN_PROCESS, "")):
+        monkeypatch.setenv(name, value)  # what a sweep leaves in the environment ends with the test
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(script, "_exit_codes", [])
+        monkeypatch.setattr(sys, "argv", ["scripts.run", *words])
+        return script.main()
+
+    return call
+
+
+def test_a_packed_sweep_has_a_line_and_a_record_for_every_cell(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = cell_module.train
+
+    def fails_on_lora(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if any("lora" in name for name, _ in model.named_modules()):
+            raise RuntimeError("out of luck")
+        return train(model, *args, **kwargs)
+
+    monkeypatch.setattr(cell_module, "train", fails_on_lora)
+    words = ("-m", "experiment=tiny", "results_dir=out", FAST, "sweep.pack=3", "task=rte")
+    assert command(*words, "method=full,propulsion,lora,ia3,bitfit") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line[:5] for line in lines if line.startswith("[")) == [f"[{n}/5]" for n in range(1, 6)]
+    assert "sweep of 5 cells: 4 done, 1 failed" in lines
+    found = {path.parent.name: json.loads(path.read_text()) for path in Path("out/runs").rglob("*.json")}
+    assert {name: entry["status"] for name, entry in found.items() if entry["status"] != "success"} == {
+        "lora": "failed"
+    }
+    packed = {name: entry["cost"]["packed_with"] for name, entry in found.items()}
+    assert packed == {"full": 1, "propulsion": 3, "ia3": 3, "bitfit": 3, "lora": None}
+    monkeypatch.setattr(cell_module, "train", train)
+    assert command(*words, "method=full,propulsion,lora,ia3,bitfit") == 0
+    assert "sweep of 5 cells: 1 done, 4 done before" in capsys.readouterr().out
+
+
+def test_packs_and_a_launcher_are_refused_together(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "experiment=tiny", "hydra/launcher=joblib", "sweep.pack=4", "task=rte,cola") == 2
+    assert capsys.readouterr().err == (
+        "error: sweep.pack=4 packs the cells of one process: leave hydra/launcher=joblib out\n"
+    )

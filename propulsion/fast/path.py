@@ -159,7 +159,7 @@ class FastPath:
             raise NotFusedError("its config asks for attentions, hidden states or a tuple")
         if config.chunk_size_feed_forward:
             raise NotFusedError("its feed-forward is chunked")
-        if self.backbone.is_gradient_checkpointing:
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
             raise NotFusedError("gradient checkpointing is on")
         modes = {module.training for module in self.backbone.modules() if isinstance(module, nn.Dropout)}
         if modes != {self.backbone.training}:
