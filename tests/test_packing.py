@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -29,7 +30,7 @@ from tests.conftest import ComposeCell, compose_settings
 
 FAST = "training.fast_path=auto"
 METHODS = ("propulsion", "lora", "ia3", "bitfit", "propulsion_attn", "propulsion_paper", "propulsion", "lora")
-STEPS = 50
+STEPS, FEW = 50, 8
 
 
 def run_packed(cells: Sequence[Settings], width: int = 8) -> list[dict[str, Any]]:
@@ -75,12 +76,12 @@ class Run:
         labels = torch.rand(self.rows) if self.kind == "regression" else torch.randint(2, (self.rows,))
         return {"input_ids": torch.randint(5, 260, mask.shape) * mask, "attention_mask": mask, "labels": labels}
 
-    def train(self) -> None:
+    def train(self, steps: int = FEW) -> None:
         random.seed(self.number)
         np.random.seed(self.number)  # noqa: NPY002
         torch.manual_seed(self.number)
         packing.join(self.model)
-        for _ in range(STEPS):
+        for _ in range(steps):
             batch = self.batch()
             if self.kind == "regression":
                 batch["labels"] = batch["labels"].to(next(self.model.parameters()).dtype)
@@ -91,23 +92,29 @@ class Run:
             self.optimizer.zero_grad()
 
 
+@functools.cache
+def alone(number: int, dtype: torch.dtype, dropout: float) -> Run:
+    """A run that has been trained by itself."""
+    run = Run(number, dtype, dropout)
+    run.train(STEPS)
+    return run
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_packed_runs_end_where_solo_runs_end(count: int, dropout: float, dtype: torch.dtype, tolerance: float) -> None:
-    solo = [Run(number, dtype, dropout) for number in range(count)]
     packed = [Run(number, dtype, dropout) for number in range(count)]
-    start = {name: p.clone() for name, p in solo[0].trained().items()}
-    for run in solo:
-        run.train()
-    Pack(count).run([run.train for run in packed])
-    for one, other in zip(solo, packed, strict=True):
+    start = {name: p.clone() for name, p in packed[0].trained().items()}
+    Pack(count).run([lambda run=run: run.train(STEPS) for run in packed])  # type: ignore[misc]
+    for other in packed:
+        one = alone(other.number, dtype, dropout)
         assert packing.packed_with(one.model) == 1 and packing.packed_with(other.model) == count
         path = find_path(other.model)
         assert path is not None and (path.used, path.plain) == (STEPS, 0)
         for name, tensor in one.trained().items():
             torch.testing.assert_close(other.trained()[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
-    assert all(not torch.equal(start[name], p) for name, p in solo[0].trained().items())
+    assert all(not torch.equal(start[name], p) for name, p in packed[0].trained().items())
 
 
 def test_the_frozen_backbone_is_there_once() -> None:
@@ -119,14 +126,14 @@ def test_the_frozen_backbone_is_there_once() -> None:
 
 def test_a_run_of_other_frozen_weights_computes_alone() -> None:
     runs = [Run(number, torch.float64, 0.1) for number in (0, 1, 2)]
-    alone = [Run(number, torch.float64, 0.1) for number in (0, 1, 2)]
-    for run in (runs[1], alone[1]):
+    solo = Run(1, torch.float64, 0.1)
+    for run in (runs[1], solo):
         with torch.no_grad():
             find_path(run.model).backbone.encoder.layer[0].output.dense.weight.mul_(1.5)  # type: ignore[union-attr]
     Pack(3).run([run.train for run in runs])
     assert [packing.packed_with(run.model) for run in runs] == [2, 1, 2]
-    alone[1].train()
-    for name, tensor in alone[1].trained().items():
+    solo.train()
+    for name, tensor in solo.trained().items():
         torch.testing.assert_close(runs[1].trained()[name], tensor, rtol=1e-10, atol=1e-10)
 
 
@@ -172,7 +179,7 @@ def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.Monkey
     pack = Pack(3)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         pack.run([run.train for run in runs])
-    assert [find_path(run.model).used for run in runs] == [STEPS, 0, STEPS]  # type: ignore[union-attr]
+    assert [find_path(run.model).used for run in runs] == [FEW, 0, FEW]  # type: ignore[union-attr]
     assert pack.together == 3
 
 
