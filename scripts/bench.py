@@ -3,6 +3,7 @@
     python -m scripts.bench                        the quick comparison: about ten minutes on two cores
     python -m scripts.bench cases=all rounds=15    every shape, every case
     python -m scripts.bench cases=minilm_128 rounds=9 threads=1 out=results/bench
+    python -m scripts.bench pack rounds=9          packs of 2, 4 and 8 cells against the same cells one after another
 
 Random weights, so it needs no network; lengths of the SST-2 and RTE cases are those of their training rows.
 """
@@ -20,6 +21,7 @@ import torch
 
 from propulsion.harness import record
 from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.speedtest import packs
 from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
 from propulsion.harness.speedtest.measure import Case, compare
 
@@ -75,6 +77,14 @@ def chosen(cases: str) -> list[Case]:
     return found
 
 
+def pack_cases() -> list[Case]:
+    """What packs are measured on: real lengths on a CPU; on a GPU rows of 64 tokens, on a large backbone as well."""
+    if not torch.cuda.is_available():
+        return [CASES["minilm_sst2"]]
+    shapes = {"minilm": "minilm shape", "roberta_large": "RoBERTa-large shape"}
+    return [Case(shape, (64,), f"{name}, rows of 64 tokens", "cuda", "bf16") for shape, name in shapes.items()]
+
+
 def table(results: list[dict[str, Any]], env: dict[str, Any]) -> str:
     """The results as Markdown. Times are medians; ratios are medians within rounds, with their quartiles."""
     lines = ["# Speed and memory of a training step", ""]
@@ -109,8 +119,9 @@ def table(results: list[dict[str, Any]], env: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measure, print and write `bench.json` and `bench.md`. Exit codes as scripts.run."""
+    packed = "pack" in arguments
     try:
-        options = parse(arguments)
+        options = parse([word for word in arguments if word != "pack"])
         cases = chosen(options["cases"])
         record.check_writable(options["out"])
     except UserError as error:
@@ -119,6 +130,9 @@ def main(arguments: list[str]) -> int:
     if options["threads"]:
         torch.set_num_threads(int(options["threads"]))
     env = record.environment(None)
+    if packed:
+        packs.run(pack_cases(), int(options["rounds"]), Path(options["out"]), env)
+        return 0
     results: list[dict[str, Any]] = []
     for case in cases:
         print(f"{case.title}, {case.device} ...", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from collections import Counter
 
 import torch
 
-from propulsion.harness import leases, planning, sheets, staleness
+from propulsion.harness import leases, packing, planning, sheets, staleness
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import load_records
 from scripts.reproduce import Request, choose_profile, parse, results_dir, sweep_command, sweep_words
@@ -60,6 +60,23 @@ def remarks(lines: list[planning.Line], speeds: planning.Speeds) -> list[str]:
     return notes
 
 
+def packs(lines: list[planning.Line], words: list[str]) -> list[str]:
+    """How the cells to do go together, and why the others run alone; nothing where no pack was asked for."""
+    cells = [cell.settings for line in lines for cell in line.cells if cell.state in ("to do", "failed")]
+    if any("hydra/launcher=" in word for word in words) or not any(packing.width(cell) > 1 for cell in cells):
+        return []
+    found = []
+    reasons: Counter[str] = Counter()
+    for group in packing.packs(cells, lambda cell: cell):
+        if len(group) > 1:
+            methods = ", ".join(sorted({cell.method.name for cell in group}))
+            at_once = min(packing.width(group[0]), len(group))
+            found.append(f"pack: {len(group)} cells of {group[0].backbone.name}, {at_once} at once ({methods})")
+        else:
+            reasons[packing.fit(group[0]).reason or "no other fits with it"] += 1
+    return found + [f"alone: {count} cells ({reason})" for reason, count in reasons.items()]
+
+
 def show(request: Request) -> bool:
     """Print the plan as it stands. Returns whether anything is left to do.
 
@@ -75,7 +92,7 @@ def show(request: Request) -> bool:
     planned = planning.plan(cells, records, speeds, leases.held(folder))
     print(f"profile: {profile} ({reason})", f"records: {len(records)} in {folder}", "", sep="\n")
     print(*sheets.markdown(sheet(planned)), "", *remarks(planned, speeds), sep="\n")
-    for line in staleness.stale(cells, records, staleness.Fingerprints()):
+    for line in [*packs(planned, words), *staleness.stale(cells, records, staleness.Fingerprints())]:
         print(line)
     for obstacle in planning.obstacles(cells, gpu=profile == "paper"):
         print(f"cannot start here: {obstacle}")

@@ -140,10 +140,16 @@ def sweep_command(request: Request, profile: str) -> list[str]:
     if request.data_dir:
         command += ["data=local", f"data.dir={request.data_dir}"]
     command.append(f"results_dir={results_dir(request, profile)}")
-    if profile == "mini" and not torch.cuda.is_available():
+    if profile == "mini" and not torch.cuda.is_available() and not _packs(request):
         # One thread each: small matrices gain more from two cells side by side than from two threads.
         command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={min(os.cpu_count() or 1, MOST_JOBS)}"]
     return command + request.overrides
+
+
+def _packs(request: Request) -> bool:
+    """Whether packs were asked for, which train in one process."""
+    words = [word.partition("=")[2] for word in request.overrides if word.startswith("sweep.pack=")]
+    return bool(words) and words[-1] not in ("auto", "off")
 
 
 def results_dir(request: Request, profile: str) -> str:

@@ -14,14 +14,14 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from propulsion.harness import planning, ranks, stops, sweeps
+from propulsion.harness import packing, planning, ranks, stops, sweeps
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError, unknown
 from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
@@ -29,11 +29,28 @@ from propulsion.harness.progress import cell_line, job, note_of
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import Settings, read_settings
 from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
+from propulsion.harness.turns import clock
 
 MAIN_PROCESS = "PROPULSION_MAIN_PROCESS"
 LAUNCHER, LOCAL_WORKERS = "hydra/launcher=", "hydra/launcher=joblib"
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
 _exit_codes: list[int] = []
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A cell of the sweep that runs once all are known."""
+
+    settings: Settings
+    number: int
+    words: list[str]
+
+    def run(self) -> None:
+        """Run it."""
+        run_one(self.settings, self.number, self.words)
+
+
+_waiting: list[Waiting] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
@@ -46,14 +63,29 @@ def run(config: DictConfig) -> None:
         return sweeps.leave(sweeps.Note(number, sweeps.STOPPED, words=words))
     try:
         settings = read_settings(config)
+        at_once = packing.width(settings)
     except UserError as error:
         return _refuse(sweeps.Note(number, sweeps.REFUSED, reason=str(error), words=words))
+    if at_once > 1 and sweeps.size() and os.environ.get(MAIN_PROCESS) == str(os.getpid()) and not _launcher():
+        _waiting.append(Waiting(settings, number, words))
+        return None
     run_one(settings, number, words)
+
+
+def run_packs() -> None:
+    """Run the cells that were kept back: those that fit together in packs, the others alone, in the sweep's order."""
+    waiting, _waiting[:] = list(_waiting), []
+    for cells in packing.packs(waiting, lambda cell: cell.settings):
+        if len(cells) == 1:
+            cells[0].run()
+        else:
+            with stops.sweep_of_workers(True):
+                packing.Pack(packing.width(cells[0].settings)).run(cell.run for cell in cells)
 
 
 def run_one(settings: Settings, number: int, words: list[str], again: bool = False) -> None:
     """Run a cell, print its line and leave its note, whichever way it ends."""
-    started = time.monotonic()
+    started = clock()
     try:
         entry, ran = run_cell(settings)
     except UserError as error:
@@ -75,10 +107,10 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
         if os.environ.get(MAIN_PROCESS) != str(os.getpid()):  # whoever waits for a launched job wants a result
             raise CellStopped(int(preempted.code or 0)) from preempted
         raise
-    seconds = time.monotonic() - started
+    seconds = clock() - started
     if ranks.rank() == 0:
-        sweeps.leave(replace(note_of(settings, entry, ran, seconds), number=number, words=words))
-    _say(cell_line(settings, entry, ran, seconds))
+        sweeps.leave(note_of(settings, entry, ran, seconds, number, words))
+    _say(cell_line(settings, entry, ran, seconds, number))
     if entry["status"] == "failed":
         _stop(1)
 
@@ -139,10 +171,15 @@ def main() -> int:
 
 def _sweep() -> int:
     """Run what was typed; at the end of a sweep, try again what ran elsewhere and say what came of all cells."""
+    packs = [word for word in sys.argv if word.startswith("sweep.pack=")]
+    if _launcher() and packs and packs[-1].partition("=")[2] not in ("auto", "off"):
+        print(f"error: {packs[-1]} packs the cells of one process: leave {_launcher()} out", file=sys.stderr)
+        return 2
     try:
         with stops.sweep_of_workers(LOCAL_WORKERS in sys.argv):
             run()
-            if not any(LAUNCHER in word for word in sys.argv) or LOCAL_WORKERS in sys.argv:
+            run_packs()
+            if not _launcher() or LOCAL_WORKERS in sys.argv:
                 _try_again()
         return next((code for code in (2, 1, TRY_LATER) if code in _exit_codes), 0)
     finally:
@@ -157,6 +194,11 @@ def _track(notes: list[sweeps.Note]) -> None:
     if TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
         (settings,) = planning.settings_of(notes[0].words)
         log_tables(settings)
+
+
+def _launcher() -> str | None:
+    """The word that chose a launcher other than Hydra's own, which runs the cells in other processes."""
+    return next((word for word in sys.argv if LAUNCHER in word), None)
 
 
 def _try_again() -> None:

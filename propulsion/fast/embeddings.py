@@ -33,7 +33,7 @@ class Embeddings(torch.autograd.Function):
         for other in others:
             total += other
         normal, _, rstd = normalise(total, eps)
-        result = affine(normal, weight, bias)
+        result = affine(normal, weight, bias, call.rows)
         ctx.save_for_backward(normal, rstd, weight, bias, *ids, *scales)
         ctx.tables, ctx.dropout, ctx.call = tables, dropout, call
         kept = _kept(result, dropout, call)

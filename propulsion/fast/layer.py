@@ -1,4 +1,4 @@
-"""One frozen encoder layer (BERT, RoBERTa) as one function: vectors are trained, matrices are not.
+"""One frozen encoder layer (BERT, RoBERTa) as one function: vectors are trained, its matrices are not.
 
 Kept per token, width d: the normalised input, queries, keys and values, the normalised attention output, the
 feed-forward input (`lean`: computed again) and the normalised output, which is the next layer's input. Everything
@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from propulsion.fast.attention import Attention
+from propulsion.fast.lowrank import add_low_rank_, low_rank_backward
 from propulsion.fast.masks import Masks
 from propulsion.fast.products import add_back, back, linear
 from propulsion.fast.rows import Rows
@@ -26,10 +27,11 @@ aten = torch.ops.aten
 
 
 class Vectors(NamedTuple):
-    """What may be trained in a layer. A scale or bias is `(width,)`, a scale also `(runs, width)`.
+    """What may be trained in a layer. A scale or bias is `(width,)`; all may have a leading axis of runs.
 
     Names: `qkv`, attention `out`put, feed-forward `up` and `down`. Scales multiply outputs, bias included, but
-    `down_input`, which multiplies the input of `down`, as IA3 does. None: no scale.
+    `down_input`, which multiplies the input of `down`, as IA3 does. `qkv_inner` `(rank, d)` and `qkv_outer`
+    `(3d, rank)` are LoRA's matrices on queries, keys and values together. None: no scale, no LoRA.
     """
 
     input_bias: torch.Tensor | None  # of the norm before the layer; None where the input is no norm's output
@@ -43,6 +45,8 @@ class Vectors(NamedTuple):
     up_scale: torch.Tensor | None = None
     down_scale: torch.Tensor | None = None
     down_input: torch.Tensor | None = None
+    qkv_inner: torch.Tensor | None = None
+    qkv_outer: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,27 @@ def normalise_backward(
     return inner.mul_(rstd)
 
 
-def affine(normal: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+def affine(normal: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, rows: Rows) -> torch.Tensor:
     """`normal * weight + bias`; the input itself where there is no weight."""
-    return normal if weight is None or bias is None else torch.addcmul(bias, normal, weight)
+    if weight is None or bias is None:
+        return normal
+    if bias.dim() == 1:
+        return torch.addcmul(bias, normal, weight)
+    return _shift_(normal * weight, bias, rows)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """`x W^T + b`, the bias everybody's or each run's own."""
+    if bias.dim() == 1:
+        return linear(x, weight, bias)
+    return _shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows)
+
+
+def _shift_(y: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """`y` plus each run's own bias, in place."""
+    for run, part in enumerate(rows.runs()):
+        y[part].add_(bias[run])
+    return y
 
 
 class EncoderLayer(torch.autograd.Function):
@@ -126,18 +148,19 @@ class EncoderLayer(torch.autograd.Function):
         """`(tokens, d)` in float32 or float64, to the normalised output of the same shape."""
         v = Vectors(*given)  # type: ignore[arg-type]
         rows, masks, dtype = call.rows, call.masks, frozen.qkv.dtype
-        residual = affine(x, frozen.input_weight, v.input_bias)
-        qkv = linear(residual.to(dtype), frozen.qkv, v.qkv_bias)
+        residual = affine(x, frozen.input_weight, v.input_bias, rows)
+        qkv = _linear(residual.to(dtype), frozen.qkv, v.qkv_bias, rows)
+        add_low_rank_(qkv, residual.to(dtype), v.qkv_inner, v.qkv_outer, rows)
         scale_(qkv, v.qkv_scale, rows)
         mixed = frozen.attention.forward(qkv, rows, masks)
-        out = linear(mixed, frozen.out, v.out_bias)
+        out = _linear(mixed, frozen.out, v.out_bias, rows)
         del mixed
         scale_(out, v.out_scale, rows)
         middle, middle_mean, middle_rstd = normalise(_residual(residual, out, frozen, call, 0), frozen.middle_eps)
-        residual = affine(middle, frozen.middle_weight, v.middle_bias)
-        up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows)
+        up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias, rows), v.up_scale, rows)
         active = scale_(aten.gelu(up, approximate=frozen.approximate), v.down_input, rows)
-        out = linear(active, frozen.down, v.down_bias)
+        out = _linear(active, frozen.down, v.down_bias, rows)
         del active
         scale_(out, v.down_scale, rows)
         result, mean, rstd = normalise(_residual(residual, out, frozen, call, 1), frozen.output_eps)
@@ -165,7 +188,7 @@ class EncoderLayer(torch.autograd.Function):
 
         # feed-forward
         grad = normalise_backward(grad, result, rstd, None)
-        residual = affine(middle, frozen.middle_weight, v.middle_bias)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows)
         inner = _dropped(grad, frozen, call, 1)
         if needs.down_scale:
             branch = torch.addcmul(mean, result, 1 / rstd).sub_(residual)
@@ -173,7 +196,7 @@ class EncoderLayer(torch.autograd.Function):
         inner = _through_scale(inner, v.down_scale, "down_bias", v, needs, found, rows)
         inner = back(inner, frozen.down)
         if up is None:
-            up = scale_(linear(residual.to(dtype), frozen.up, v.up_bias), v.up_scale, rows)
+            up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias, rows), v.up_scale, rows)
         if v.down_input is not None:
             if needs.down_input:
                 active = aten.gelu(up, approximate=frozen.approximate)
@@ -192,20 +215,26 @@ class EncoderLayer(torch.autograd.Function):
         grad = normalise_backward(grad, middle, middle_rstd, frozen.middle_weight)
         inner = _dropped(grad, frozen, call, 0)
         if needs.out_scale:
-            residual = affine(x, frozen.input_weight, v.input_bias)
+            residual = affine(x, frozen.input_weight, v.input_bias, rows)
             branch = torch.addcmul(middle_mean, middle, 1 / middle_rstd).sub_(residual)
             found["out_scale"] = scale_gradient(grad, branch, v.out_scale, rows)
         inner = _through_scale(inner, v.out_scale, "out_bias", v, needs, found, rows)
-        if not (ctx.needs_input_grad[0] or needs.input_bias or needs.qkv_scale or needs.qkv_bias):
+        below = ctx.needs_input_grad[0] or needs.input_bias
+        if not (below or needs.qkv_scale or needs.qkv_bias or needs.qkv_inner or needs.qkv_outer):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
         inner = back(inner, frozen.out)
         inner = frozen.attention.backward(inner, qkv, rows, call.masks)
         if needs.qkv_scale:
             found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows)
         inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
-        if not (ctx.needs_input_grad[0] or needs.input_bias):
+        if v.qkv_inner is not None and v.qkv_outer is not None:
+            low = affine(x, frozen.input_weight, v.input_bias, rows).to(dtype)
+            low, found["qkv_inner"], found["qkv_outer"] = low_rank_backward(inner, low, v.qkv_inner, v.qkv_outer, rows)
+        if not below:
             return None, None, None, *(found.get(name) for name in Vectors._fields)
         grad = add_back(grad, inner, frozen.qkv)
+        if v.qkv_inner is not None:
+            grad.add_(low)
         if needs.input_bias and v.input_bias is not None:
             found["input_bias"] = sum_tokens(grad, v.input_bias, rows)
         if frozen.input_weight is not None:

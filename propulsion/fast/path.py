@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from propulsion.fast.attention import Attention
 from propulsion.fast.embeddings import Embeddings
 from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors, affine
 from propulsion.fast.masks import Masks
-from propulsion.fast.reading import NotFusedError, Read, read, read_activation, read_norm, scales
+from propulsion.fast.reading import NotFusedError, Read, low_rank, read, read_activation, read_norm, scales
 from propulsion.fast.rows import Rows, flatten
 
 FAMILIES = (BertModel, RobertaModel)
@@ -91,15 +92,39 @@ class _Prepared:
     matrices: tuple[torch.Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """All vectors of an encoder, as they act: scales of the embeddings, bias of their norm, layers, last bias."""
+
+    tables: tuple[torch.Tensor | None, ...]
+    norm_bias: torch.Tensor
+    layers: tuple[Vectors, ...]
+    last_bias: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass through the encoder needs beside what is frozen. `ids`: word, token type, position, `(tokens,)`."""
+
+    ids: tuple[torch.Tensor, ...]
+    vectors: Trained
+    call: Call
+    dtype: torch.dtype | None  # of the products; None: that of the matrices
+
+
 @dataclass
 class FastPath:
-    """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain."""
+    """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain.
+
+    `exchange`, where it is set, computes the pass in the place of `encode`: a pack does, for several runs at once.
+    """
 
     backbone: Any
     lean: bool
     used: int = 0
     plain: int = 0
     reason: str | None = None
+    exchange: Callable[[FastPath, Pass], torch.Tensor] | None = None
     _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +159,7 @@ class FastPath:
             raise NotFusedError("its config asks for attentions, hidden states or a tuple")
         if config.chunk_size_feed_forward:
             raise NotFusedError("its feed-forward is chunked")
-        if self.backbone.is_gradient_checkpointing:
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
             raise NotFusedError("gradient checkpointing is on")
         modes = {module.training for module in self.backbone.modules() if isinstance(module, nn.Dropout)}
         if modes != {self.backbone.training}:
@@ -169,46 +194,47 @@ class FastPath:
         kind = input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with torch.autocast(kind, enabled=False):
-            hidden = self._encode(layers, call, dtype, input_ids, token_type_ids, position_ids)
+            ids = tuple(_flat(ids, rows) for ids in self._ids(input_ids, token_type_ids, position_ids))
+            given = Pass(ids, self._vectors(layers), call, dtype)
+            hidden = self.encode(given) if self.exchange is None else self.exchange(self, given)
         sequence = rows.pad(hidden)
         pooled = self.backbone.pooler(sequence) if self.backbone.pooler is not None else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=sequence, pooler_output=pooled)
 
-    def _encode(
-        self,
-        layers: list[_Layer],
-        call: Call,
-        dtype: torch.dtype | None,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The last hidden states, `(tokens, d)`."""
-        embeddings = self.backbone.embeddings
-        tables = [read(getattr(embeddings, f"{name}_embeddings")) for name in ("word", "token_type", "position")]
+    def _tables(self) -> list[Read]:
+        names = ("word", "token_type", "position")
+        return [read(getattr(self.backbone.embeddings, f"{name}_embeddings")) for name in names]
+
+    def _vectors(self, layers: list[_Layer]) -> Trained:
+        """The vectors that act now, differentiable with respect to what is trained."""
+        tables, norm = self._tables(), self.backbone.embeddings.LayerNorm
+        if norm.weight.dtype not in (torch.float32, torch.float64):
+            raise NotFusedError(f"its norms are in {norm.weight.dtype}")
         pieces = [[(table.outputs, table.weight.shape[1])] for table in tables]
         for layer in layers:
             pieces.append([(each.outputs, each.weight.shape[0]) for each in layer.qkv])
             pieces += [[(each.outputs, each.weight.shape[0])] for each in (layer.out, layer.up, layer.down)]
         factors = scales(pieces)
         inputs = scales([[(layer.down.inputs, layer.down.weight.shape[1])] for layer in layers])
-        norm = embeddings.LayerNorm
-        if norm.weight.dtype not in (torch.float32, torch.float64):
-            raise NotFusedError(f"its norms are in {norm.weight.dtype}")
-        ids = [_flat(ids, call.rows) for ids in self._ids(input_ids, token_type_ids, position_ids)]
-        weights = tuple(table.weight for table in tables)
-        rate = embeddings.dropout.p
+        norms = [None, *(layer.output for layer in layers)]  # the norm before each layer
+        own = [factors[3 + 4 * index : 7 + 4 * index] for index in range(len(layers))]
+        found = map(_layer_vectors, layers, norms, own, inputs)
+        return Trained(tuple(factors[:3]), norm.bias, tuple(found), layers[-1].output.bias)
+
+    def encode(self, given: Pass) -> torch.Tensor:
+        """The last hidden states, `(tokens, d)`, by the frozen parts of this backbone and the given vectors."""
+        embeddings, call, vectors = self.backbone.embeddings, given.call, given.vectors
+        norm, rate = embeddings.LayerNorm, embeddings.dropout.p
+        weights = tuple(table.weight for table in self._tables())
         hidden: torch.Tensor = Embeddings.apply(
-            weights, tuple(ids), norm.weight, norm.eps, rate, call, norm.bias, *factors[:3]
+            weights, given.ids, norm.weight, norm.eps, rate, call, vectors.norm_bias, *vectors.tables
         )
         before: nn.LayerNorm | None = None
-        for index, layer in enumerate(layers):
-            frozen = self._frozen(index, layer, before, dtype)
-            own = factors[3 + 4 * index : 7 + 4 * index]
-            vectors = _vectors(layer, before, own, inputs[index])
-            hidden = EncoderLayer.apply(hidden, frozen, call, *vectors)
+        for index, layer in enumerate(self.read()):
+            frozen = self._frozen(index, layer, before, given.dtype)
+            hidden = EncoderLayer.apply(hidden, frozen, call, *vectors.layers[index])
             before = layer.output
-        return affine(hidden, None if before is None else before.weight, None if before is None else before.bias)
+        return affine(hidden, None if before is None else before.weight, vectors.last_bias, call.rows)
 
     def _ids(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
@@ -270,16 +296,19 @@ def _read_layer(layer: Any) -> _Layer:
     )
     if any(each.inputs for each in (*found.qkv, found.out, found.up)):
         raise NotFusedError("IA3 scales an input other than that of the last feed-forward layer")
+    if any(each.low for each in (found.out, found.up, found.down)):
+        raise NotFusedError("LoRA is on another layer than queries, keys and values")
     if any(each.bias is None for each in (*found.qkv, found.out, found.up, found.down)):
         raise NotFusedError("a linear layer has no bias")
     return found
 
 
-def _vectors(
+def _layer_vectors(
     layer: _Layer, before: nn.LayerNorm | None, own: list[torch.Tensor | None], down_input: torch.Tensor | None
 ) -> Vectors:
     biases: Any = [each.bias for each in layer.qkv]
     others: Any = [each.bias for each in (layer.out, layer.up, layer.down)]
+    inner, outer = low_rank(layer.qkv)
     return Vectors(
         input_bias=None if before is None else before.bias,
         qkv_bias=torch.cat(biases),
@@ -292,6 +321,8 @@ def _vectors(
         up_scale=own[2],
         down_scale=own[3],
         down_input=down_input,
+        qkv_inner=inner,
+        qkv_outer=outer,
     )
 
 

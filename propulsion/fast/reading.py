@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft.tuners.ia3.layer import Linear as IA3Linear
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 
@@ -28,37 +29,55 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """LoRA's matrices `(rank, in)` and `(out, rank)`: `scaling * (x inner^T) outer^T` is added to the product."""
+
+    inner: torch.Tensor
+    outer: torch.Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
 class Read:
-    """A frozen linear or embedding and the vectors on it: `(x * inputs) W^T + b) * outputs`, products of factors."""
+    """A frozen linear or embedding and what is trained on it: `(x * inputs) W^T + b + low(x)) * outputs`.
+
+    `outputs` and `inputs` are products of factors.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     outputs: tuple[Factor, ...] = ()
     inputs: tuple[Factor, ...] = ()
+    low: tuple[LowRank, ...] = ()
 
 
 def read(module: nn.Module) -> Read:
     """A layer as it computes now: disabled and merged adapters do nothing.
 
     Raises:
-        NotFusedError: it is no plain layer with Propulsion or IA3 on it, or its matrix is trained.
+        NotFusedError: it is no plain layer with Propulsion, IA3 or LoRA on it, or its matrix is trained.
     """
     base: Any = module
     outputs: tuple[Factor, ...] = ()
     inputs: tuple[Factor, ...] = ()
-    if isinstance(module, (Linear, Embedding, IA3Linear)):
+    low: tuple[LowRank, ...] = ()
+    if isinstance(module, (Linear, Embedding, IA3Linear, LoraLinear)):
         base = module.base_layer
-        if not (module.disable_adapters or module.merged):
+        if module.disable_adapters or module.merged:
+            pass
+        elif isinstance(module, LoraLinear):
+            low = _low_rank(module)
+        else:
             outputs, inputs = _factors(module)
     if type(base) not in (nn.Linear, nn.Embedding):
-        raise NotFusedError(f"it has a layer of type {type(module).__name__}, not linear with Propulsion or IA3")
+        raise NotFusedError(f"it has a layer of type {type(module).__name__}, not linear with Propulsion, IA3 or LoRA")
     if base._forward_hooks or base._forward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
         raise NotFusedError("a layer has forward hooks, which the fused path would not call")
     if base.weight.requires_grad:
         raise NotFusedError("a matrix of the backbone is trained")
     if isinstance(base, nn.Embedding) and base.max_norm is not None:
         raise NotFusedError("an embedding has a max_norm")
-    return Read(base.weight, getattr(base, "bias", None), outputs, inputs)
+    return Read(base.weight, getattr(base, "bias", None), outputs, inputs, low)
 
 
 def _factors(module: Any) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
@@ -70,6 +89,33 @@ def _factors(module: Any) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
     zs: Any = module.propulsion_z
     active = [name for name in module.active_adapters if name in zs]
     return tuple(Factor(zs[name], module.degree[name]) for name in active), ()
+
+
+def _low_rank(module: Any) -> tuple[LowRank, ...]:
+    """The active LoRA adapters of a layer, where they are LoRA's plain formula."""
+    found = []
+    for name in (name for name in module.active_adapters if name in module.lora_A):
+        inner, outer = module.lora_A[name], module.lora_B[name]
+        if name in module.lora_variant or outer.bias is not None or module.fan_in_fan_out:
+            raise NotFusedError("a variant of LoRA is on it")
+        if module.training and getattr(module.lora_dropout[name], "p", 0.0):
+            raise NotFusedError("LoRA's own dropout is on")
+        if inner.weight.dtype != module.base_layer.weight.dtype:
+            raise NotFusedError("LoRA is of another type than its layer")
+        found.append(LowRank(inner.weight, outer.weight, module.scaling[name]))
+    return tuple(found)
+
+
+def low_rank(layers: list[Read]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """One pair of matrices, `(rank, in)` and `(sum of out, rank)`, for layers that lie side by side."""
+    inner, outer = [], []
+    widths = [layer.weight.shape[0] for layer in layers]
+    for index, layer in enumerate(layers):
+        above, below = sum(widths[:index]), sum(widths[index + 1 :])
+        for low in layer.low:
+            inner.append(low.inner)
+            outer.append(nn.functional.pad(low.outer * low.scaling, (0, 0, above, below)))
+    return (torch.cat(inner), torch.cat(outer, dim=1)) if inner else (None, None)
 
 
 def read_norm(norm: nn.Module) -> nn.LayerNorm:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from baselines import Counts, Partition, apply_method, count, in_head, partition
-from propulsion.harness import devices, leases, memory, ranks, record, speed
+from propulsion.harness import devices, leases, memory, packing, ranks, record, speed
 from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 COST_FACTS = (
     *("padding_fraction", "peak_memory_bytes", "adapter_bytes", "fast_path", "cached_features"),
-    *("micro_batch", "oom_retries"),
+    *("micro_batch", "oom_retries", "packed_with"),
 )
 
 
@@ -248,6 +248,7 @@ def _run(
         )
         entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
     chosen = speed.set_up(tuned, spec)
+    packing.join(tuned)
     length = min(spec.max_length, settings.backbone.max_length)
 
     def encoded(rows: Any) -> Any:
@@ -266,7 +267,7 @@ def _run(
     )
     _fill_outcome(entry, outcome, settings)
     entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
-    entry["cost"]["peak_memory_bytes"] = peak.read()
+    entry["cost"] |= {"peak_memory_bytes": peak.read(), "packed_with": packing.packed_with(tuned)}
     _keep_weights(settings, tuned, parts, entry, *best)
 
 

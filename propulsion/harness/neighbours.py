@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 from propulsion.harness import ranks
 from propulsion.harness.leases import start_of
 
+_cells = 0  # of a pack, in this process: the last one removes its file
+
 
 class Neighbours(TrainerCallback):
     """A file for each training process, in a folder of this machine; `most` were there at once on this device.
@@ -31,6 +33,8 @@ class Neighbours(TrainerCallback):
             self.most = max(self.most, sum(_is_alive(path) for path in self.folder.glob(f"{_device()}.*")))
 
     def __enter__(self) -> Neighbours:
+        global _cells
+        _cells += 1
         if ranks.rank() == 0:
             with contextlib.suppress(OSError):
                 self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -39,9 +43,12 @@ class Neighbours(TrainerCallback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _cells
         self.look()
+        _cells -= 1
         with contextlib.suppress(OSError):
-            self.own.unlink(missing_ok=True)
+            if _cells == 0:
+                self.own.unlink(missing_ok=True)
 
     def on_log(self, *args: object, **kwargs: object) -> None:
         self.look()

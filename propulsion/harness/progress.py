@@ -42,18 +42,19 @@ def job() -> tuple[int, list[str]]:
     return number, list(config.overrides.task)
 
 
-def note_of(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float) -> sweeps.Note:
+def note_of(
+    settings: Settings, entry: dict[str, Any], ran: bool, seconds: float, number: int, words: list[str]
+) -> sweeps.Note:
     """What the sweep keeps of a cell that has a record."""
-    number, words = job()
     state = {SUCCESS: sweeps.DONE if ran else sweeps.SKIPPED}.get(entry["status"], entry["status"])
     reason = _reason(entry) if entry["error"] else ""
     return sweeps.Note(number, state, settings.cell, reason, seconds if ran else 0.0, words)
 
 
-def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float) -> str:
+def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float, number: int) -> str:
     """`[3/54] rte/minilm/lora seed 0: accuracy 71.5 last, 72.9 best; 11 s, about 9 min left, 1 failed`."""
     cells = sweeps.size()
-    prefix = f"[{job()[0] + 1}/{cells}] " if cells else ""
+    prefix = f"[{number + 1}/{cells}] " if cells else ""
     took = duration(seconds) if ran else "done before, skipped"
     return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{_rest(sweeps.notes(), cells) if ran else ''}"
 

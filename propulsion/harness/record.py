@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Keys of the config that cannot change a score: where things lie, how they are shown, when they are saved.
 IGNORED = {
-    "": ("results_dir", "profile", "tracking", "rerun"),
+    "": ("results_dir", "profile", "tracking", "rerun", "sweep"),
     "data": ("dir",),
     "task": ("title", "dev_rows", "also", "max_length", "epochs"),  # the last two: defaults of training's, which count
     "backbone": ("note", "package", "package_folder"),

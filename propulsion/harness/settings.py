@@ -180,6 +180,13 @@ class TrackingSpec:
 
 
 @dataclass
+class SweepSpec:
+    """How the cells of a sweep share the machine; no score depends on it."""
+
+    pack: str = "auto"  # auto | off | N: cells over one frozen backbone that train at once in one process
+
+
+@dataclass
 class Config:
     """The schema of a composed config: every key, its type and its default (Hydra's store has it as `schema`)."""
 
@@ -189,6 +196,7 @@ class Config:
     data: DataSpec = field(default_factory=DataSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
+    sweep: SweepSpec = field(default_factory=SweepSpec)
     recipe: RecipeSpec | None = None
     seed: int = 0
     profile: str = "custom"

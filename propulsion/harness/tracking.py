@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from propulsion.harness import ranks
 from propulsion.harness.record import without_paths
 from propulsion.harness.settings import Settings
+from propulsion.harness.turns import current
 
 INIT_TIMEOUT_SECONDS = 30
 TABLES_FOLLOW = "PROPULSION_TABLES_FOLLOW"  # in a sweep's environment: its caller makes the tables and logs them
@@ -95,6 +96,7 @@ class Tracker(TrainerCallback):
             entity=tracking.entity,
             mode=mode,  # type: ignore[arg-type]
             dir=settings.results_dir,
+            reinit="create_new" if current() is not None else None,  # cells of a pack each log to their own
             settings=wandb.Settings(
                 silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS, x_disable_meta=True, host=""
             ),

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,14 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from baselines import Partition
 from propulsion.fast import find_path
-from propulsion.harness import checkpoints, ranks, stops
+from propulsion.harness import checkpoints, packing, ranks, stops
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
 from propulsion.harness.settings import Settings, TrainingSpec
 from propulsion.harness.speed import merged
+from propulsion.harness.turns import clock, current
 from propulsion.harness.watch import Watch
 
 
@@ -90,11 +90,11 @@ class Meter(TrainerCallback, ExportableState):
 
     def restart(self) -> None:
         """Leave the time since the last lap out: it was not training."""
-        self._mark = time.perf_counter()
+        self._mark = clock()
 
     def lap(self) -> None:
         """Add the time since the last lap or restart to training."""
-        now = time.perf_counter()
+        now = clock()
         self.train_seconds += now - self._mark
         self._mark = now
 
@@ -218,6 +218,7 @@ class CellTrainer(Trainer):
         mask, path = inputs["attention_mask"], find_path(model)
         before = path.used if path else 0
         loss = super().training_step(model, inputs, *args, **kwargs)
+        packing.finish(model)
         self.meter.count(mask, padded=path is None or path.used == before)
         return loss
 
@@ -230,9 +231,9 @@ class CellTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.meter.settle()
         self.meter.lap()
-        started = time.perf_counter()
+        started = clock()
         scores = super().evaluate(*args, **kwargs)
-        self.meter.eval_seconds += time.perf_counter() - started
+        self.meter.eval_seconds += clock() - started
         self.meter.restart()
         return scores
 
@@ -311,7 +312,7 @@ def _run_to_the_end(trainer: CellTrainer, watch: Watch, checkpoint: str | None) 
     """Train, and evaluate the final weights; a run that leaves the finite numbers or is asked to stop ends earlier."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and current() is None:
         trainer.add_callback(Bar)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
