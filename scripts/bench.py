@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from propulsion.harness import record
+from propulsion.harness import files, record
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.speedtest import packs
 from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
@@ -139,8 +139,8 @@ def main(arguments: list[str]) -> int:
         results.append(compare(case, ENTRANTS, backbone, int(options["rounds"])))
         gc.collect()
         text = table(results, env)  # written after every case: what is done stays
-        record.write_text(Path(options["out"], "bench.md"), text)
-        record.write_text(
+        files.write_text(Path(options["out"], "bench.md"), text)
+        files.write_text(
             Path(options["out"], "bench.json"), json.dumps({"env": env, "cases": results}, indent=1) + "\n"
         )
     print(text, end="")

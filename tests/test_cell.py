@@ -98,7 +98,7 @@ def test_a_finished_cell_is_skipped_before_a_model_is_loaded(
     tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = run_cell(tiny())
-    for name in ("build_empty", "load_model", "load_tokenizer"):
+    for name in ("build_empty", "build_model"):
         monkeypatch.setattr(cell_module, name, lambda *_: pytest.fail("a finished cell loaded a model"))
     again, ran = run_cell(tiny())
     assert not ran

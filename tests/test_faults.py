@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import checkpoints, memory, record, stops, training, watch
+from propulsion.harness import checkpoints, memory, record, stops, training, watch, weights
 from propulsion.harness.cell import run_cell
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
@@ -157,6 +158,56 @@ def test_a_full_disk_at_a_checkpoint_is_said_once_and_training_goes_on(
     assert entry["eval"]["last"] == calm["eval"]["last"]
     said = [line for line in capsys.readouterr().err.splitlines() if "no checkpoint could be saved" in line]
     assert len(said) == 1
+
+
+def test_a_full_disk_at_the_best_weights_costs_those_weights_alone(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = weights.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name.startswith("best-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, content)
+
+    monkeypatch.setattr(weights, "write_bytes", full)
+    entry, _ = run_cell(tiny(*OPTIONS, NEVER))
+    assert entry["status"] == "success" and set(entry["run"]["kept"]) == {"last"}
+    assert "the best weights so far could not be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_last_weights_keeps_the_checkpoint(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    settings = tiny(*OPTIONS, EVERY_STEP, "training.keep_weights=last")
+    monkeypatch.setattr(weights, "write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left on device.*goes on from its last checkpoint"):
+        run_cell(settings)
+    assert runs(settings) == [] and saved(settings) == ["checkpoint-19"]
+    monkeypatch.undo()
+    entry, ran = run_cell(settings)
+    assert ran and set(entry["run"]["kept"]) == {"last"}
+
+
+def test_a_stop_asked_after_the_last_step_is_heeded_once_the_record_is_written(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, evaluated = tiny(*OPTIONS, NEVER), training.CellTrainer.evaluate
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == self.state.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluated(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.CellTrainer, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(settings)
+    assert len(runs(settings)) == 1
+    _, ran = run_cell(settings)
+    assert not ran
 
 
 def test_another_error_while_saving_is_no_full_disk() -> None:

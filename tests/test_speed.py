@@ -16,7 +16,7 @@ from propulsion.harness.cell import run_cell
 from propulsion.harness.encode import encode
 from propulsion.harness.errors import UserError
 from propulsion.harness.tokenizers import byte_tokenizer
-from propulsion.tuner import PropulsionLayer
+from propulsion.tuner.layer import Embedding, PropulsionLayer
 from tests.conftest import ComposeCell
 from tests.tiny_models import tiny_batch, tiny_classifier
 
@@ -42,10 +42,10 @@ def test_a_cell_on_the_fast_path_scores_as_on_the_plain_one_and_computes_no_padd
 
 
 def test_auto_falls_back_and_says_why_and_on_refuses(tiny: ComposeCell) -> None:
-    entry, _ = run_cell(tiny("method=lora", "training.fast_path=auto"))
+    entry, _ = run_cell(tiny("method=full", "training.fast_path=auto"))
     assert entry["status"] == "success" and entry["cost"]["fast_path"].startswith("plain: ")
     with pytest.raises(UserError, match="fast_path=auto"):
-        run_cell(tiny("method=lora", "training.fast_path=on"))
+        run_cell(tiny("method=full", "training.fast_path=on"))
     with pytest.raises(UserError, match=r"off \| auto \| on"):
         tiny("training.fast_path=maybe")
 
@@ -67,12 +67,27 @@ def test_merging_for_evaluation_is_exact_and_undone_to_the_bit() -> None:
     with torch.no_grad():
         expected = model(**tiny_batch()).logits
         with speed.merged(model):
-            assert all(m.merged for m in model.modules() if isinstance(m, PropulsionLayer))
+            layers = [m for m in model.modules() if isinstance(m, PropulsionLayer)]
+            assert {m.merged for m in layers if not isinstance(m, Embedding)} == {True}
+            assert {m.merged for m in layers if isinstance(m, Embedding)} == {False}
             torch.testing.assert_close(model(**tiny_batch()).logits, expected)
         assert torch.equal(model(**tiny_batch()).logits, expected)
         with pytest.raises(KeyboardInterrupt), speed.merged(model):
             raise KeyboardInterrupt
     assert all(p is held[name] and torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("reason", ["large", "half"])
+def test_weights_that_are_large_or_of_half_precision_are_not_merged(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    model = get_peft_model(tiny_classifier("bert"), PropulsionConfig(init_weights=False))
+    if reason == "half":
+        model = model.to(torch.bfloat16)
+    else:
+        monkeypatch.setattr(speed, "MERGED_BYTES", 1000)
+    with speed.merged(model):
+        assert not any(m.merged for m in model.modules() if isinstance(m, PropulsionLayer))
 
 
 def test_cached_features_compute_every_row_once(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:

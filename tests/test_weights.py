@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from propulsion.harness import training
-from propulsion.harness import weights as weights_module
-from propulsion.harness.cell import build_model, kept_names, run_cell
+from propulsion.harness import files, training
+from propulsion.harness.assembly import build_model
+from propulsion.harness.cell import run_cell
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Scorer
+from propulsion.harness.keeping import kept_names
 from propulsion.harness.record import cell_key, record_path
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
@@ -103,7 +104,7 @@ def test_a_killed_and_resumed_run_keeps_the_same_weights(
         assert not weights_path(settings.results_dir, undisturbed["key"], "best").exists()
     else:  # killed after the training, before the record: all of it is there and nothing counts yet
         with monkeypatch.context() as patch:
-            patch.setattr("propulsion.harness.cell._keep_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr("propulsion.harness.cell.keep_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 run_cell(settings)
     resumed, _ = run_cell(settings)
@@ -147,8 +148,8 @@ def test_weights_are_whole_on_the_disk_before_the_record(tiny: ComposeCell, monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):  # the record's own fsync fails as well
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="the weights of .* cannot be written"):
         run_cell(settings)
     assert not list(weights_path(settings.results_dir, key).parent.glob("*"))
     assert not record_path(settings, key).exists()

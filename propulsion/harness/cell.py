@@ -14,33 +14,28 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from baselines import Counts, Partition, apply_method, count, in_head, partition
+from baselines import Counts, apply_method, count, in_head
 from propulsion.harness import devices, leases, memory, packing, ranks, record, speed
-from propulsion.harness.backbones import Weights, build_empty, center_head, find_weights, load_model, load_tokenizer
+from propulsion.harness.assembly import build_model, rows_of
+from propulsion.harness.backbones import Weights, build_empty, find_weights
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
 from propulsion.harness.evaluation import summarize
+from propulsion.harness.keeping import best_weights, keep_weights
 from propulsion.harness.leases import Lease
 from propulsion.harness.neighbours import Neighbours
 from propulsion.harness.settings import Settings, TrainingSpec
-from propulsion.harness.sources import Source, TaskData, hold_out, open_source, subset
+from propulsion.harness.sources import Source, TaskData, open_source
+from propulsion.harness.stops import Stop
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
 from propulsion.harness.watch import Holder
 from propulsion.harness.weights import (
-    BEST,
-    LAST,
-    BestWeights,
-    keep,
     lacks_weights,
     load_start,
-    rules_kept,
     start_digest,
-    tensor_names,
-    weights_path,
 )
 
 log = logging.getLogger(__name__)
@@ -113,10 +108,10 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
         raise UserError(f"{settings.cell}: the data changed while it was read; type the same command again")
     entry = _blank(settings, key, source, data)
     checkpoints = Path(settings.results_dir, "checkpoints", key)
-    tracker = Tracker()
+    tracker, late = Tracker(), None
     with Neighbours() as neighbours:
         try:
-            _run_smaller(
+            late = _run_smaller(
                 settings, data, entry, checkpoints, [tracker, neighbours, Holder(lease if ranks.rank() == 0 else None)]
             )
         except (UserError, RunningElsewhere, KeyboardInterrupt, SystemExit):
@@ -136,6 +131,8 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
     tracker.finish(entry)
     if ranks.size() > 1 and entry["status"] == record.FAILED:
         raise CellStopped(1)  # the other processes may wait in a step that this one never reaches
+    if late is not None:
+        late.leave()
     return entry
 
 
@@ -158,22 +155,6 @@ def _refuse_early(settings: Settings) -> None:
     """What cannot work is refused on an empty model, before weights are read or anything is written."""
     find_weights(settings.backbone)
     apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
-
-
-def rows_of(source: Source, settings: Settings) -> TaskData:
-    """The cell's rows: the source's splits, or training rows held out, cut to the asked sizes."""
-    spec, seed, grouped = settings.training, settings.data.seed, bool(settings.task.group)
-    data = source.load()
-    train_rows, parts, official = data.train, data.parts, data.official
-    if settings.data.holdout_rows:
-        train_rows, held = hold_out(train_rows, settings.data.holdout_rows, seed, grouped)
-        parts, official = {"": held}, False
-    if spec.max_train_rows is not None:
-        train_rows = subset(train_rows, spec.max_train_rows, seed)
-    if spec.max_eval_rows is not None:
-        official = official and all(len(rows) <= spec.max_eval_rows for rows in parts.values())
-        parts = {suffix: subset(rows, spec.max_eval_rows, seed, grouped) for suffix, rows in parts.items()}
-    return TaskData(train=train_rows, parts=parts, source=data.source, official=official)
 
 
 def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:
@@ -216,7 +197,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
 
 def _run_smaller(
     settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, callbacks: list[TrainerCallback]
-) -> None:
+) -> Stop | None:
     """Run the cell; where its training does not fit into memory, again with half the micro-batch."""
     spec: TrainingSpec | None = settings.training
     for retries in itertools.count():
@@ -230,12 +211,13 @@ def _run_smaller(
                 raise
             print(f"{settings.cell}: {error}; again with micro-batches of {spec.batch_size}", file=sys.stderr)
         _free_memory()
+    raise AssertionError("count() has no end")
 
 
 def _run(
     settings: Settings, data: TaskData, entry: dict[str, Any], checkpoints: Path, callbacks: list[TrainerCallback]
-) -> None:
-    """Backbone, method, training; fills the record as facts become known."""
+) -> Stop | None:
+    """Backbone, method, training; fills the record as facts become known. Returns a stop to heed after it."""
     peak = devices.PeakMemory()
     spec = settings.training
     centred = spec.center_regression and settings.task.kind == "regression"
@@ -257,7 +239,7 @@ def _run(
     for tracker in callbacks:
         if isinstance(tracker, Tracker):
             tracker.start(settings, entry["key"])
-    best = _best_weights(settings, tuned, parts, checkpoints)
+    best = best_weights(settings, tuned, parts, checkpoints)
     evaluation = evaluation_rows({suffix: encoded(rows) for suffix, rows in data.parts.items()}, data.parts)
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
@@ -268,59 +250,11 @@ def _run(
     _fill_outcome(entry, outcome, settings)
     entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
     entry["cost"] |= {"peak_memory_bytes": peak.read(), "packed_with": packing.packed_with(tuned)}
-    _keep_weights(settings, tuned, parts, entry, *best)
-
-
-def build_model(
-    settings: Settings, mean: float | None = None
-) -> tuple[PreTrainedTokenizerBase, nn.Module, Partition, Weights]:
-    """Tokenizer, tuned model, its trained parts and the backbone's provenance; what is random follows the seed.
-
-    A regression starts at `mean` where one is given.
-    """
-    set_seed(settings.seed)
-    tokenizer = load_tokenizer(settings.backbone)
-    model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, settings.training.dropout)
-    if mean is not None:
-        center_head(model, settings.backbone, mean)
-    tuned = apply_method(model, settings.method, settings.backbone)
-    return tokenizer, tuned, partition(tuned, settings.backbone.head, settings.method.head != "frozen"), weights
-
-
-def kept_names(settings: Settings, model: nn.Module, parts: Partition) -> list[str]:
-    """The tensors that a file of kept weights holds: what is trained, and the head in any case."""
-    head = [name for name, _ in model.named_parameters() if in_head(name, settings.backbone.head)]
-    return tensor_names(model, [*parts.adapter, *parts.head], head)
-
-
-def _rules_kept(settings: Settings, model: nn.Module) -> tuple[str, ...]:
-    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return rules_kept(settings.training.keep_weights, size)
-
-
-def _best_weights(settings: Settings, model: nn.Module, parts: Partition, folder: Path) -> list[BestWeights]:
-    """The callback that keeps the best evaluation's weights, where they are to be kept."""
-    if BEST not in _rules_kept(settings, model):
-        return []
-    names = kept_names(settings, model, parts)
-    return [BestWeights(folder, names, settings.task.primary, settings.training.best_by)]
-
-
-def _keep_weights(
-    settings: Settings, model: nn.Module, parts: Partition, entry: dict[str, Any], best: BestWeights | None = None
-) -> None:
-    """Put the trained tensors of a run that ended well beside its record, which gets their digests."""
-    rules, step = _rules_kept(settings, model), entry["eval"]["best_step"]
-    if not rules or entry["status"] != record.SUCCESS or ranks.rank() > 0:
-        return
-    entry["run"]["kept"] = keep(
-        model,
-        kept_names(settings, model, parts),
-        rules,
-        best.path(step) if best else None,
-        weights_path(settings.results_dir, entry["key"]).parent,
-        {LAST: entry["cost"]["steps"], BEST: step},
-    )
+    for holder in callbacks:
+        if isinstance(holder, Holder):
+            holder.check()  # before the weights of whoever has the cell now are written over
+    keep_weights(settings, tuned, parts, entry, *best)
+    return outcome.late
 
 
 def _lost_spans(data: TaskData, tokenizer: Any, settings: Settings, length: int) -> dict[str, int]:

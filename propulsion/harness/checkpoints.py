@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from propulsion.harness.record import write_text
+from propulsion.harness.files import write_text
 
 SEAL = "whole.json"  # the sizes of all other files; written last
 
@@ -41,7 +41,7 @@ def last_whole(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written to its end; those that were not are removed."""
     whole: list[tuple[int, Path]] = []
     for folder in checkpoints.glob("checkpoint-*"):
-        if _is_whole(folder):
+        if is_whole(folder):
             whole.append((int(folder.name.rpartition("-")[2]), folder))
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +55,8 @@ def cannot_write(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("inline_container", "StreamWriter"))
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is there, written to its end."""
     try:
         sizes = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -20,6 +20,7 @@ from omegaconf import MISSING, OmegaConf
 
 from propulsion.harness.devices import device_name
 from propulsion.harness.errors import UserError
+from propulsion.harness.files import write_text
 from propulsion.harness.settings import Config, Settings
 from propulsion.harness.weights import start_digest
 
@@ -184,31 +185,6 @@ def _content_digest(record: dict[str, Any]) -> str:
     content = json.loads(json.dumps({key: value for key, value in record.items() if key != "digest"}))
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, as `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write by temporary file, fsync and rename: a reader sees the old file or the new one, whole.
-
-    Raises:
-        OSError: the folder cannot be made or written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def check_writable(results_dir: str) -> None:

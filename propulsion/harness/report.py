@@ -10,8 +10,9 @@ from pathlib import Path
 from propulsion.harness import claims, ledger, references, sheets
 from propulsion.harness.errors import UserError
 from propulsion.harness.figures import FigureFile, draw_all
+from propulsion.harness.files import write_bytes
 from propulsion.harness.page import render
-from propulsion.harness.record import REPOSITORY, write_bytes
+from propulsion.harness.record import REPOSITORY
 from propulsion.harness.tables import Table, tables_of, write_tables
 from propulsion.harness.tables.as_csv import rows_to_csv
 from propulsion.harness.tables.reading import Record

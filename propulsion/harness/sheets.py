@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from propulsion.harness.errors import UserError
-from propulsion.harness.record import write_text
+from propulsion.harness.files import write_text
 from propulsion.harness.tables import escape
 from propulsion.harness.tables.model import NONE, Sheet
 

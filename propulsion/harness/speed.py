@@ -14,8 +14,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from propulsion.fast import NotFusedError, fast_path, find_path
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import TrainingSpec
-from propulsion.tuner import PropulsionLayer
+from propulsion.tuner.layer import Embedding, PropulsionLayer
 
+MERGED_BYTES = 64 << 20  # a second copy of more weights would show in the peak memory that is measured
 FEATURES_BYTES = 4 << 30  # above this, further rows are computed anew each time
 
 
@@ -59,8 +60,15 @@ def path_taken(model: nn.Module, speed: Speed) -> str | None:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Propulsion's scales in the weights, for evaluation: no cost, and undone to the bit."""
-    layers = [module for module in model.modules() if isinstance(module, PropulsionLayer)]
+    """Propulsion's scales in the weights of small float32 linear layers, for evaluation; undone to the bit.
+
+    The weights are there twice meanwhile. An embedding is left out: scaling its rows costs less than scaling its table.
+    """
+    layers = [m for m in model.modules() if isinstance(m, PropulsionLayer) and not isinstance(m, Embedding)]
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
+    small = sum(weight.nbytes for weight in weights) <= MERGED_BYTES
+    if not small or any(weight.dtype != torch.float32 for weight in weights):
+        layers = []
     try:
         for layer in layers:
             layer.check_mergeable()

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from propulsion.harness.record import write_text
+from propulsion.harness.files import write_text
 
 FOLDER = "PROPULSION_SWEEP"  # in the environment: the folder of the running sweep's notes
 TOTAL = "PROPULSION_SWEEP_CELLS"  # in the environment: how many cells it has

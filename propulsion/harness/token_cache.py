@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import transformers
 from datasets import Dataset
 from pyarrow import feather
 
+from propulsion.harness.files import write_bytes
 from propulsion.harness.settings import TaskSpec
 
 FOLDER = "PROPULSION_CACHE"  # in the environment: another folder, or an empty name for no cache
-FORMAT = 1  # raised when encode.py makes something else of the same rows
+FORMAT = 2  # raised when encode.py makes something else of the same rows
+DIGEST = 32  # bytes of a SHA-256, at the start of a file
 LEAST_ROWS = 200  # fewer are encoded faster than their file is found
 
 
@@ -27,7 +30,10 @@ def folder() -> Path | None:
     chosen = os.environ.get(FOLDER)
     if chosen is not None:
         return Path(chosen) if chosen else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "propulsion")
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "propulsion")
+    except RuntimeError:  # a user without a home, as in a container
+        return None
 
 
 def file_for(rows: Dataset, tokenizer: Any, task: TaskSpec, max_length: int) -> Path | None:
@@ -47,28 +53,25 @@ def file_for(rows: Dataset, tokenizer: Any, task: TaskSpec, max_length: int) -> 
 
 
 def read(file: Path | None) -> Dataset | None:
-    """The rows of a file, or None where it is not there or not whole."""
+    """The rows of a file, or None where it is not there or its content is not what was written."""
     if file is None:
         return None
     try:
-        return Dataset(feather.read_table(file, memory_map=False))
+        content = file.read_bytes()
+        digest, rows = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(rows).digest() != digest:
+            return None
+        return Dataset(feather.read_table(pa.BufferReader(rows), memory_map=False))
     except (OSError, pa.ArrowInvalid):
         return None
 
 
 def write(file: Path | None, rows: Dataset) -> None:
-    """Keep rows, whole or not at all; a folder that cannot be written only costs time."""
+    """Keep rows behind their digest; a folder that cannot be written only costs time."""
     if file is None:
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                feather.write_feather(rows.data.table.combine_chunks(), stream, compression="uncompressed")
-            os.replace(temporary, file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError:
-        return
+    stream = io.BytesIO()
+    feather.write_feather(rows.data.table.combine_chunks(), stream, compression="uncompressed")
+    content = stream.getvalue()
+    with contextlib.suppress(OSError):
+        write_bytes(file, hashlib.sha256(content).digest() + content)

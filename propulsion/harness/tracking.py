@@ -35,6 +35,8 @@ class Tracker(TrainerCallback):
         """Open the run, where tracking is on."""
         if settings.tracking.name != "wandb" or ranks.rank() != 0 or Tracker.off:
             return
+        if self.run is not None:  # a cell that did not fit into memory, tried again
+            self.abandon()
         group = f"{settings.task.name}/{settings.backbone.name}/{settings.method.name}"
         config = {k: v for k, v in without_paths(settings.config).items() if k != "tracking"}
         tags = [settings.profile, settings.task.name, settings.backbone.name, settings.method.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -50,6 +51,7 @@ class Outcome:
     meter: Meter
     diverged: str | None
     losses: list[tuple[int, float]]  # the training loss by step: means of ten steps each
+    late: stops.Stop | None  # asked when there was no step left to stop at: to leave once the record is written
 
 
 class Meter(TrainerCallback, ExportableState):
@@ -223,9 +225,12 @@ class CellTrainer(Trainer):
         return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The loop alone runs on merged weights: callbacks of an evaluation see the model as it is trained."""
+        """The loop alone runs on merged weights: callbacks of an evaluation see the model as it is trained.
+
+        Not under autocast, which would round the product and not the weight.
+        """
         tuned: Any = self.model
-        with merged(tuned):
+        with contextlib.nullcontext() if self.args.bf16 or self.args.fp16 else merged(tuned):
             return super().evaluation_loop(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -302,10 +307,11 @@ def train(
         _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.last_whole(folder)))
         if watch.stopped and not watch.diverged:
             stop.leave()
+        late = stop if stop.asked() else None
     trainer.meter.settle()
     log = trainer.state.log_history
     losses = [(int(entry["step"]), entry["loss"]) for entry in log if "loss" in entry]
-    return Outcome(read_history(log), trainer.state.global_step, precision, trainer.meter, watch.diverged, losses)
+    return Outcome(read_history(log), trainer.state.global_step, precision, trainer.meter, watch.diverged, losses, late)
 
 
 def _run_to_the_end(trainer: CellTrainer, watch: Watch, checkpoint: str | None) -> None:

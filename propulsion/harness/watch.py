@@ -66,6 +66,11 @@ class Holder(TrainerCallback):
         if self.lease is not None and (self.lease.lost or control.should_save):
             self.lease.check()
 
+    def check(self) -> None:
+        """Raise RunningElsewhere where the cell is another process's now."""
+        if self.lease is not None:
+            self.lease.check()
+
 
 def divergence(losses: list[float]) -> str | None:
     """Why the logged training losses, in their order, are those of a run that diverged; None where they are not."""

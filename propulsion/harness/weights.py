@@ -11,7 +11,7 @@ trains little (see `AUTO_BYTES`). They lie at `<results_dir>/weights/<key>/{last
 from __future__ import annotations
 
 import hashlib
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from propulsion.harness.checkpoints import is_whole
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Evaluation, best_evaluation, read_history
+from propulsion.harness.files import write_bytes
 from propulsion.harness.settings import Settings
 
 LAST, BEST = "last", "best"
@@ -73,11 +75,18 @@ class BestWeights(TrainerCallback):
     ) -> None:
         best = self._best(state)
         if state.is_world_process_zero and best is not None and best.step == state.global_step:
-            save_trained(model, self.names, self.path(best.step))
+            try:
+                save_trained(model, self.names, self.path(best.step))
+            except OSError as error:
+                print(
+                    f"the best weights so far could not be written ({error.strerror}); training goes on without them",
+                    file=sys.stderr,
+                )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         best = self._best(state)
-        if state.is_world_process_zero and best is not None:
+        written = is_whole(self.folder / f"checkpoint-{state.global_step}")  # a full disk leaves none
+        if state.is_world_process_zero and best is not None and written:
             for path in self.folder.glob("best-*.safetensors"):
                 if path != self.path(best.step):
                     path.unlink(missing_ok=True)
@@ -111,7 +120,7 @@ def keep(
         if rule == BEST:
             if best is None or not best.is_file():
                 continue  # resumed from a checkpoint of a run that was not to keep it
-            write_whole(path, best.read_bytes())
+            write_bytes(path, best.read_bytes())
         else:
             save_trained(model, names, path)
         kept[rule] = {"step": steps[rule], "sha256": file_digest(path), "bytes": path.stat().st_size}
@@ -131,22 +140,7 @@ def tensor_names(model: nn.Module, trained: Sequence[str], head: Sequence[str]) 
 def save_trained(model: nn.Module, names: Sequence[str], path: Path) -> None:
     """Write the named parameters, whole or not at all."""
     parameters = dict(getattr(model, "module", model).named_parameters())
-    write_whole(path, save({name: parameters[name].detach().cpu().contiguous() for name in names}))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write by temporary file, fsync and rename: a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, save({name: parameters[name].detach().cpu().contiguous() for name in names}))
 
 
 def load_trained(model: nn.Module, path: Path, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from propulsion.fast import find_path, plain_path
-from propulsion.harness import packing, record
+from propulsion.harness import files, packing
 from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
 from propulsion.harness.speedtest.measure import Case, Runner
 
@@ -134,8 +134,8 @@ def run(cases: Sequence[Case], rounds: int, out: Path, env: dict[str, Any]) -> N
         lines = ["# Packs of cells over one frozen backbone", ""]
         lines += [f"{env['device']}; torch {env['torch']}; commit {commit}. Forward, backward and AdamW, dropout 0.1."]
         text = "\n".join(lines + [line for result in results for line in table(result)]) + "\n"
-        record.write_text(out / "packs.md", text)
-        record.write_text(out / "packs.json", json.dumps({"env": env, "cases": results}, indent=1) + "\n")
+        files.write_text(out / "packs.md", text)
+        files.write_text(out / "packs.json", json.dumps({"env": env, "cases": results}, indent=1) + "\n")
         print("\n".join(table(results[-1])), flush=True)
 
 

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from propulsion.harness.cell import build_model, kept_names, rows_of
+from propulsion.harness.assembly import build_model, rows_of
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import ALL, Scorer
+from propulsion.harness.keeping import kept_names
 from propulsion.harness.settings import Config, Settings, TaskSpec, read_settings
 from propulsion.harness.sources import Source, open_source
 from propulsion.harness.tables.reading import record_name

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from propulsion.harness import record as records
 from propulsion.harness.errors import UserError
+from propulsion.harness.files import write_bytes, write_text
 from propulsion.harness.planning import settings_of
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
@@ -22,7 +23,6 @@ from propulsion.harness.submission.choose import Record, Request, choose, wanted
 from propulsion.harness.submission.formats import SUITES, Target, answers_of, content
 from propulsion.harness.submission.majority import majority_logits
 from propulsion.harness.submission.predict import Predictor
-from propulsion.harness.weights import write_whole
 
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # of the files in the zip, so that the same answers give the same bytes
 
@@ -193,8 +193,8 @@ class _Draft:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         try:
-            write_whole(path, packed)
-            records.write_text(path.with_suffix(".json"), text)
+            write_bytes(path, packed)
+            write_text(path.with_suffix(".json"), text)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); free the folder or its disk") from error
         return Submission(path, path.with_suffix(".json"), files, self._remarks(files))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from propulsion.harness.errors import UserError
-from propulsion.harness.record import write_text
+from propulsion.harness.files import write_text
 from propulsion.harness.tables.as_csv import to_csv, to_suite_csv
 from propulsion.harness.tables.build import build_all
 from propulsion.harness.tables.model import Table
