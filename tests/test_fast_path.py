@@ -208,25 +208,29 @@ def test_bf16_autocast_differs_by_rounding_alone() -> None:
         assert {grad.dtype for grad in fast.values()} == {torch.float32}
 
 
-def test_two_hundred_steps_end_at_the_same_scores() -> None:
-    ends = []
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-2)])
+def test_two_hundred_steps_end_at_the_same_scores(dtype: torch.dtype, tolerance: float) -> None:
+    """Adam makes whole steps of rounding where a gradient is almost zero, hence the tolerance in float32."""
+    ends, before = [], None
     for fast in (False, True):
         torch.manual_seed(0)
-        model = METHODS["propulsion"](tiny_classifier("bert", **NO_DROPOUT, num_hidden_layers=1)).train()
+        model = METHODS["propulsion"](tiny_classifier("bert", **NO_DROPOUT, num_hidden_layers=1).to(dtype)).train()
         if fast:
             propulsion.fast_path(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
+        with torch.no_grad():
+            before = model(**tiny_batch(40, 9, seed=77)).logits
         for step in range(200):
             batch = tiny_batch(6, 5 + step % 7, seed=step % 20)
-            batch["labels"] = (batch["input_ids"][:, 1] > 20).long()
+            batch["labels"] = (batch["input_ids"][:, 0] > 20).long()
             model(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
             ends.append(model.eval()(**tiny_batch(40, 9, seed=77)).logits)
-    assert torch.equal(ends[0].argmax(-1), ends[1].argmax(-1))
-    assert len(set(ends[0].argmax(-1).tolist())) == 2  # it learned something that differs between rows
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-3)
+    moved = float((ends[0] - before).abs().max())
+    assert moved > 0.1
+    assert float((ends[0] - ends[1]).abs().max()) < tolerance * moved
 
 
 def saved_bytes(model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
