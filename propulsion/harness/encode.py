@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ def _encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskSpec, m
         remove_columns=rows.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
+        new_fingerprint=uuid.uuid4().hex,  # datasets would pickle the whole tokenizer to make one
     )
 
 
