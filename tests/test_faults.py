@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import checkpoints, memory, record, stops, training, watch, weights
+from propulsion.harness import checkpoints, leases, memory, record, stops, training, watch, weights
 from propulsion.harness.cell import run_cell
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
@@ -158,6 +158,15 @@ def test_a_full_disk_at_a_checkpoint_is_said_once_and_training_goes_on(
     assert entry["eval"]["last"] == calm["eval"]["last"]
     said = [line for line in capsys.readouterr().err.splitlines() if "no checkpoint could be saved" in line]
     assert len(said) == 1
+
+
+def test_a_full_disk_at_the_lease_is_one_line(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(leases.os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
+        run_cell(tiny())
 
 
 def test_a_full_disk_at_the_best_weights_costs_those_weights_alone(

@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from propulsion.harness import files, training
+from propulsion.harness import training
 from propulsion.harness.assembly import build_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Scorer
 from propulsion.harness.keeping import kept_names
-from propulsion.harness.record import cell_key, record_path
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
 from propulsion.harness.weights import AUTO_BYTES, file_digest, load_trained, rules_kept, weights_path
@@ -139,20 +138,6 @@ def test_weights_asked_for_later_run_the_cell_again_and_auto_does_not(tiny: Comp
     weights_path(tiny().results_dir, again["key"], "best").unlink()
     assert run_cell(tiny("training.keep_weights=last"))[1] is False
     assert run_cell(tiny("training.keep_weights=best"))[1] is True
-
-
-def test_weights_are_whole_on_the_disk_before_the_record(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny("training.keep_weights=both")
-    key = cell_key(settings.config, open_source(settings.task, settings.data).fingerprint())
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="the weights of .* cannot be written"):
-        run_cell(settings)
-    assert not list(weights_path(settings.results_dir, key).parent.glob("*"))
-    assert not record_path(settings, key).exists()
 
 
 def test_a_file_that_does_not_fit_is_refused(tiny: ComposeCell, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     ranks.agreed(lambda: record.check_writable(settings.results_dir))
     _refuse_early(settings)
     lease = Lease(Path(settings.results_dir, leases.FOLDER), key, {"cell": settings.cell, "fingerprint": fingerprint})
-    ranks.agreed(lease.acquire)
+    ranks.agreed(lambda: _take(lease, settings))
     try:
         done = ranks.agreed(lambda: _finished(settings, key, holding=True))
         if done is not None:  # by another process, between the two looks
@@ -76,6 +76,15 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     finally:
         if ranks.rank() == 0:
             lease.release()
+
+
+def _take(lease: Lease, settings: Settings) -> None:
+    try:
+        lease.acquire()
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written to {settings.results_dir} ({error.strerror}); make room, or set results_dir=<folder>"
+        ) from error
 
 
 def _finished(settings: Settings, key: str, holding: bool = False) -> dict[str, Any] | None:
