@@ -83,7 +83,7 @@ def _take(lease: Lease, settings: Settings) -> None:
         lease.acquire()
     except OSError as error:
         raise UserError(
-            f"nothing can be written to {settings.results_dir} ({error.strerror}); make room, or set results_dir=<folder>"
+            f"nothing can be written to {settings.results_dir} ({error.strerror}); make room, or set results_dir"
         ) from error
 
 
