@@ -17,6 +17,7 @@ from propulsion.harness import record as record_module
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.submission import Request, submit
+from propulsion.harness.submission.choose import suites_of
 from propulsion.harness.submission.formats import SUITES, Target, answers_of, content
 from propulsion.harness.submission.majority import majority_logits
 from propulsion.harness.submission.predict import Predictor
@@ -285,6 +286,26 @@ def test_seeds_methods_and_settings_are_chosen_by_name(tmp_path: Path) -> None:
         entry = json.loads(made.manifest.read_text())["files"][0]
         assert (entry["file"], entry["key"], entry["rule"]) == ("RTE.tsv", keys[3], rule)
     assert made.zip.name == "glue-minilm-head-seed0-best.zip"
+
+
+@pytest.mark.parametrize(
+    ("runs", "asked", "suites"),
+    [
+        (("rte", "wic"), {}, ["superglue"]),
+        (("rte", "cola"), {}, ["glue"]),
+        (("rte", "cola", "wic"), {}, ["glue", "superglue"]),
+        (("rte",), {}, ["glue"]),
+        (("rte",), {"suite": "superglue"}, ["superglue"]),
+        (("rte", "wic"), {"suite": "glue"}, ["glue"]),
+        (("rte",), {"tasks": "axb"}, ["superglue"]),  # a file of SuperGLUE alone, answered by the RTE run
+    ],
+)
+def test_a_task_of_both_suites_brings_in_no_suite_by_itself(
+    runs: tuple[str, ...], asked: dict[str, str], suites: list[str]
+) -> None:
+    own = {"wic": "superglue"}
+    chosen = {task: {"run": {"task": task, "suite": own.get(task, "glue")}} for task in runs}
+    assert suites_of(Request(**asked), chosen) == suites
 
 
 def test_a_run_that_failed_answers_nothing(copied: Path) -> None:

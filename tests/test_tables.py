@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from propulsion.harness import record as records_on_disk
 from propulsion.harness import sheets
 from propulsion.harness.errors import UserError
+from propulsion.harness.figures.data import costs
 from propulsion.harness.report import write_report
 from propulsion.harness.tables import (
     RULES,
@@ -459,12 +460,77 @@ def test_conditions_stand_beside_the_numbers() -> None:
     assert "generated, 1,600 training rows, 400 evaluation rows (not the published dev split)" in found["Data"]
     assert found["Backbone"] == "minilm: some/id, revision abc, sha256 ffffffffffffffff. Tuned on pairs."
     assert found["Learning rate"] == "full: 0.0001; lora: 0.001"
-    assert found["Batches"] == "full: 32 (16 × 1 accumulated × 2 devices); lora: 16"
+    assert found["Batches"] == "full: 16 (2 × 8 per device); lora: 16"
     assert found["Training"] == "100 steps, at most 96 tokens"
     assert found["Schedule"] == "linear, warm-up 0.06 of the steps, weight decay 0.0"
     assert found["Device"] == "full: 2 × CPU of a kind, fp32; lora: CPU of a kind, fp32"
     assert found["Versions"] == "python 3.11.7, torch 2.13.0, transformers 5.23.0, peft 0.21.2, datasets 5.2.0"
     assert found["Code"] == "full: commit 0123456789ab with changes not committed; lora: commit 0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "devices", "text"),
+    [
+        (1, 1, "16"),
+        (4, 1, "64 (16 × 4 accumulated)"),
+        (1, 2, "16 (2 × 8 per device)"),
+        (4, 2, "64 (2 × 8 per device × 4 accumulated)"),
+        (1, 3, "16"),  # refused by the run: no share can be told
+    ],
+)
+def test_the_devices_share_the_batch(accumulation: int, devices: int, text: str) -> None:
+    record = make(accumulation=accumulation)
+    record["env"]["device_count"] = devices
+    assert dict(build([record], "glue").conditions)["Batches"] == text
+
+
+def sped(method: str, fast_path: str | None, seed: int = 0, task: str = "rte", **cost: Any) -> dict[str, Any]:
+    """A record with the fields that tell what made it faster."""
+    record = make(task, method, seed)
+    known = {"cached_features": False, "micro_batch": 16, "oom_retries": 0, "packed_with": 1}
+    record["cost"] |= {"fast_path": fast_path, **known, **cost}
+    return record
+
+
+def test_what_made_training_faster_stands_beside_the_time() -> None:
+    plain = sped("full", "plain: a matrix of the backbone is trained")
+    records = [plain, sped("lora", "fused"), sped("ia3", "fused"), sped("head", None, cached_features=True)]
+    records += [sped("bitfit", "fused", packed_with=8), make("rte", "propulsion")]  # the last from before there was any
+    failed = sped("lora", None, 1, packed_with=None, oom_retries=1)
+    table = build([*records, failed | {"status": "failed", "eval": make(last=None)["eval"]}], "glue")
+    assert dict(table.conditions)["Speed"] == (
+        "full, propulsion: plain modules; head: features computed once; "
+        "bitfit: fused layers, packed with 7 others; lora, ia3: fused layers"
+    )
+    measured = {row.method: row.measured.partition("fp32")[2] for row in table.rows}
+    assert measured["full"] == measured["lora"] == measured["propulsion"] == ""  # they compare, the line says how
+    assert (measured["head"], measured["bitfit"]) == (", features computed once", ", packed with 7 others")
+    assert any("compare only between rows that were measured alike" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        sped("lora", "fused", 2, packed_with=8),
+        sped("lora", "fused", 2, oom_retries=1, micro_batch=8),
+        sped("lora", None, 2, cached_features=True),
+        sped("lora", "plain: its norms are in float64", 2),
+        sped("lora", "fused, 3 passes plain: a sequence has no token", 2),
+        sped("lora", "lean", 2),
+    ],
+)
+def test_a_run_sped_up_otherwise_is_not_in_the_time_of_its_method(other: dict[str, Any]) -> None:
+    other["cost"]["train_seconds"] = 900.0
+    table = build([sped("lora", "fused", 0), sped("lora", "fused", 1), other], "glue")
+    assert cells(table, "lora")["train s"] == "20.0‡"
+    assert "(2 of 3 runs)" in dict(table.conditions)["Speed"]
+    ((_, milliseconds, _),) = next(iter(costs(list(table.rows)).values()))
+    assert milliseconds == pytest.approx(200.0)  # 20 s in 100 steps
+
+
+def test_records_that_nothing_made_faster_have_no_line() -> None:
+    for records in ([make()], [sped("lora", None)], [make(), make("rte", "full", 0, None, status="failed")]):
+        assert "Speed" not in dict(build(records, "glue").conditions)
 
 
 def test_conditions_that_follow_no_single_axis() -> None:

@@ -20,7 +20,6 @@ from propulsion.fast.reading import NotFusedError, Read, low_rank, read, read_ac
 from propulsion.fast.rows import Rows, flatten
 
 FAMILIES = (BertModel, RobertaModel)
-PASSED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:

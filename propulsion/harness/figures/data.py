@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from propulsion.harness.record import SUCCESS
-from propulsion.harness.tables.conditions import measurement
+from propulsion.harness.tables.conditions import alike, measurement
 from propulsion.harness.tables.model import Cell, Row, Table
 from propulsion.harness.tables.reading import Record, at
 
@@ -89,7 +89,8 @@ def costs(rows: list[Row]) -> dict[str, list[tuple[int, float, float | None]]]:
         for record in row.records:
             if record["status"] == SUCCESS and record["cost"].get("train_seconds") is not None:
                 groups[measurement(record)].append(record)
-        for group, own in groups.items():
+        for group, all_own in groups.items():
+            own = alike(all_own)  # not fused and plain layers in one bar
             steps = sum(record["cost"].get("steps") or 0 for record in own)
             memory = [record["cost"]["peak_memory_bytes"] for record in own if record["cost"].get("peak_memory_bytes")]
             if steps > 0:

@@ -85,6 +85,16 @@ def choose(request: Request) -> dict[str, Record]:
     return {task: _one(task, own) for task, own in _by_task(found).items()}
 
 
+def suites_of(request: Request, chosen: dict[str, Record]) -> list[str]:
+    """The suite asked for, or those with a run of their own; a task of two, as RTE is, counts where it stands alone."""
+    if request.suite:
+        return [request.suite]
+    tasks = {suite: {target.model for target in wanted(request, suite)} & set(chosen) for suite in SUITES}
+    shared = set.intersection(*tasks.values())
+    own = [suite for suite in SUITES if tasks[suite] - shared]
+    return own or [suite for suite in SUITES if any(record["run"]["suite"] == suite for record in chosen.values())]
+
+
 def _keyed(records: list[Record], keys: list[str]) -> list[Record]:
     """Of each task the record that a key names, or all where none does."""
     known = {record["key"] for record in records}

@@ -19,7 +19,7 @@ from propulsion.harness.files import write_bytes, write_text
 from propulsion.harness.planning import settings_of
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
-from propulsion.harness.submission.choose import Record, Request, choose, wanted
+from propulsion.harness.submission.choose import Record, Request, choose, suites_of, wanted
 from propulsion.harness.submission.formats import SUITES, Target, answers_of, content
 from propulsion.harness.submission.majority import majority_logits
 from propulsion.harness.submission.predict import Predictor
@@ -45,17 +45,12 @@ def submit(request: Request) -> list[Submission]:
     """
     request.check()
     chosen = choose(request)
-    suites = (
-        [request.suite]
-        if request.suite
-        else [suite for suite in SUITES if any(record["run"]["suite"] == suite for record in chosen.values())]
-    )
     predictors = {
         task: Predictor(record, request.rule, request.results_dir, request.data_dir) for task, record in chosen.items()
     }
     for predictor in predictors.values():
         _ = predictor.kept, predictor.file, predictor.source  # what is missing is said before the work begins
-    made = [_Draft(request, suite, predictors) for suite in suites]
+    made = [_Draft(request, suite, predictors) for suite in suites_of(request, chosen)]
     for task, predictor in predictors.items():
         dev = predictor.check()
         for draft in made:

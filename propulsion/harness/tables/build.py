@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from propulsion.harness.metrics import base_name, short_name
 from propulsion.harness.record import DIVERGED, FAILED, SUCCESS
 from propulsion.harness.tables import suites
 from propulsion.harness.tables.comparison import with_statistics
-from propulsion.harness.tables.conditions import conditions, measurement, title
+from propulsion.harness.tables.conditions import alike, conditions, measurement, title
 from propulsion.harness.tables.model import (
     DIAGNOSTICS,
     GAP,
@@ -151,12 +151,10 @@ def _groups(records: list[Record]) -> list[tuple[tuple[str, str, str], list[Reco
 def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column, ...], rule: str) -> Row:
     cells = tuple(_cell([r for r in records if r["run"]["task"] == c.task], c.score, rule) for c in columns)
     done = [r for r in records if r["status"] == SUCCESS]
-    found = Counter(measurement(r) for r in done)
-    measured = min(found, key=lambda text: (-found[text], text), default="")
-    done = [r for r in done if measurement(r) == measured]
-    steps = sum(r["cost"].get("steps") or 0 for r in done)
-    seconds = [r for r in done if r["cost"].get("train_seconds") is not None]
-    memory = [r["cost"]["peak_memory_bytes"] for r in done if r["cost"].get("peak_memory_bytes")]
+    timed = alike(done)
+    steps = sum(r["cost"].get("steps") or 0 for r in timed)
+    seconds = [r for r in timed if r["cost"].get("train_seconds") is not None]
+    memory = [r["cost"]["peak_memory_bytes"] for r in timed if r["cost"].get("peak_memory_bytes")]
     shown = [cell for cell, column in zip(cells, columns, strict=True) if column.shown]
     return Row(
         *key,
@@ -169,8 +167,8 @@ def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column
         step_ms=1000 * sum(r["cost"]["train_seconds"] for r in seconds) / steps if steps else None,
         peak_memory=max(memory, default=None),
         whole=all(cell.status == "ok" for cell in shown),
-        measured=measured,
-        mixed=len(found) > 1,
+        measured=measurement(timed[0]) if timed else "",
+        mixed=len(timed) < len(done),
         records=tuple(records),
     )
 
@@ -242,10 +240,10 @@ def _notes(
     if any(row.mixed for row in rows):
         notes.append(
             "‡ Time and memory of the runs that were measured alike; fewer others of this method, on another device, "
-            "in another precision or with other neighbours, are left out of them."
+            "in another precision, with other neighbours or sped up otherwise, are left out of them."
         )
     if len({row.measured for row in rows if row.measured}) > 1:
-        notes.append("Time and memory compare only between rows that were measured alike: see Device above.")
+        notes.append("Time and memory compare only between rows that were measured alike: see the conditions above.")
     if any(not column.shown for column in columns):
         others = (column.label for column in columns if not column.shown)
         notes.append(f"More metrics in the CSV: {', '.join(others)}.")

@@ -48,6 +48,7 @@ def conditions(records: list[Record]) -> list[tuple[str, str]]:
         ("Head", _describe(records, lambda r: at(r, "run.config.method.head"), ("method",))),
         ("Best checkpoint by", _describe(records, lambda r: at(r, "run.config.training.best_by"))),
         ("Device", _describe(records, _device)),
+        ("Speed", _speeds(records)),
         ("Versions", _describe(records, _versions)),
         ("Code", _describe(records, _code)),
     ]
@@ -139,10 +140,10 @@ def _batches(record: Record) -> str | None:
     size, accumulation = training.get("batch_size"), training.get("accumulation") or 1
     if not size:
         return None
-    text = f"{size * accumulation * devices}"
-    if accumulation * devices > 1:
-        text += f" ({size} × {accumulation} accumulated × {devices} devices)"
-    return text
+    shared = devices > 1 and size % devices == 0  # the devices share `batch_size`; a cell whose cannot be shared fails
+    factors = [f"{devices} × {size // devices} per device" if shared else f"{size}"]
+    factors += [f"{accumulation} accumulated"] if accumulation > 1 else []
+    return f"{size * accumulation}" + (f" ({' × '.join(factors)})" if shared or accumulation > 1 else "")
 
 
 def _schedule(record: Record) -> str | None:
@@ -197,7 +198,45 @@ def _device(record: Record) -> str | None:
 
 def measurement(record: Record) -> str:
     """What time and memory were measured on: they compare only between runs where this is the same."""
-    return _device(record) or ""
+    return ", ".join(word for word in (_device(record), *_apart(record)) if word)
+
+
+def alike(records: list[Record]) -> list[Record]:
+    """Of one method's runs the most that were measured alike, and trained through the same layers."""
+    kinds = [(measurement(record), _layers(record)) for record in records]
+    found = Counter(kinds)
+    most = min(found, key=lambda kind: (-found[kind], kind), default=None)
+    return [record for record, kind in zip(records, kinds, strict=True) if kind == most]
+
+
+def _speeds(records: list[Record]) -> str:
+    """What made training faster, or smaller; nothing where nothing did."""
+    return _describe(records, _speed) if any(at(r, "cost.fast_path") or _apart(r) for r in records) else ""
+
+
+def _speed(record: Record) -> str | None:
+    if record["status"] == FAILED:  # it may have ended before this was known
+        return None
+    layers = [] if at(record, "cost.cached_features") else [_layers(record)]  # few passes go through them
+    return ", ".join((*layers, *_apart(record)))
+
+
+def _layers(record: Record) -> str:
+    """What a training step went through; runs from before there was a choice went through plain modules."""
+    path = at(record, "cost.fast_path") or "plain"
+    if path.startswith("fused, "):
+        return "fused layers, some passes through plain modules"
+    return {"fused": "fused layers", "lean": "lean fused layers"}.get(path, "plain modules")
+
+
+def _apart(record: Record) -> list[str]:
+    """What sets a run's time and memory apart from that of a run alone, over all rows, in whole batches."""
+    cost = record["cost"]
+    words = ["features computed once"] if cost.get("cached_features") else []
+    others = (cost.get("packed_with") or 1) - 1
+    words += [f"packed with {others} other{'s' if others > 1 else ''}"] if others > 0 else []
+    retried = (cost.get("oom_retries") or 0) > 0
+    return words + ([f"micro-batches of {cost.get('micro_batch')} as memory ran out"] if retried else [])
 
 
 def _versions(record: Record) -> str:

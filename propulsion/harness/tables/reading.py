@@ -40,6 +40,8 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {  # null, or of this type
     **{f"params.{name}": int for name in ("adapter", "head", "trainable", "total")},
     **{f"cost.{name}": NUMBER for name in ("train_seconds", "eval_seconds", "steps", "samples_per_second")},
     **{f"cost.{name}": NUMBER for name in ("tokens_per_second", "peak_memory_bytes", "adapter_bytes")},
+    **{f"cost.{name}": int for name in ("micro_batch", "oom_retries", "packed_with")},
+    "cost.fast_path": str,
 }
 
 
