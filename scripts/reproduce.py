@@ -81,6 +81,8 @@ def choose_profile(request: Request) -> tuple[str, str]:
 
 def obstacles(request: Request, profile: str) -> list[str]:
     """What keeps the profile's sweep from starting here, found before the first of many hours."""
+    first = request.tasks.split(",")[0] or suite_tasks(request.suite)[0]
+    planning.settings_of(sweep_words(sweep_command(replace(request, tasks=first), profile)))  # all names and seeds
     one = replace(request, methods="propulsion", seeds="0")  # weights and rows are the same for all
     cells = planning.settings_of(sweep_words(sweep_command(one, profile)))
     return planning.obstacles(cells, gpu=profile == "paper")

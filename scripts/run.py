@@ -27,7 +27,7 @@ from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError, 
 from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
 from propulsion.harness.progress import cell_line, job, note_of
 from propulsion.harness.record import REPOSITORY
-from propulsion.harness.settings import Settings, read_settings
+from propulsion.harness.settings import Settings, explain, read_settings
 from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
 from propulsion.harness.turns import clock
 
@@ -151,7 +151,7 @@ def main() -> int:
         print(f"error: {_missing(error)}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {' '.join(str(error).split())}; see conf/config.yaml for the keys", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except ValueError as error:  # Hydra's word for `task=null`
         if "Config group override" not in str(error):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from propulsion.harness import params, recipes, record
+from propulsion.harness import params, planning, recipes, record
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import MethodSpec, TrainingSpec
 from tests.conftest import compose_settings
@@ -245,3 +245,29 @@ def test_a_recipe_that_does_not_fit_is_one_line(override: str, message: str) -> 
     with pytest.raises(UserError, match=message) as raised:
         compose_settings("backbone=roberta_base", "method=lora", "task=rte", override)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+training.max_step=5", "unknown key of training 'max_step': did you mean max_steps"),
+        ("+sed=5", "unknown key 'sed': did you mean seed"),
+    ],
+)
+def test_a_key_that_the_schema_lacks_is_refused_however_it_is_typed(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose_settings("task=rte", override)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("training.max_step=5", "unknown key of training 'max_step': did you mean max_steps"),
+        ("trainin.max_steps=5", "unknown key 'trainin': did you mean training"),
+        ("training.max_steps=five", "could not be converted to Integer"),
+    ],
+)
+def test_an_override_that_hydra_refuses_is_explained(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        planning.settings_of(["task=rte", word])
+    assert "append" not in str(raised.value) and "\n" not in str(raised.value)

@@ -22,7 +22,7 @@ from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.leases import Found
 from propulsion.harness.record import DIVERGED, FAILED, REPOSITORY, SUCCESS, cell_key
-from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, read_settings
+from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, explain, read_settings
 from propulsion.harness.sources import open_source
 from propulsion.harness.staleness import Fingerprints, is_of, name_of
 from propulsion.harness.training import total_steps
@@ -108,7 +108,7 @@ def settings_of(words: list[str]) -> list[Settings]:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         raise unknown(group, name, error.options or []) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{' '.join(str(error).split())}; see conf/config.yaml for the keys") from error
+        raise UserError(explain(error)) from error
 
 
 def obstacles(cells: Iterable[Settings], gpu: bool) -> list[str]:

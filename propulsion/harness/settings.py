@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import UserError, unknown
 
 KINDS = ("classification", "regression")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -205,6 +206,14 @@ class Config:
 
 
 ConfigStore.instance().store("schema", Config)
+SPECS: dict[str, Any] = {
+    "task": TaskSpec,
+    "backbone": BackboneSpec,
+    "method": MethodSpec,
+    "data": DataSpec,
+    "training": TrainingSpec,
+    "tracking": TrackingSpec,
+}
 
 
 @dataclass
@@ -227,6 +236,7 @@ def read_settings(config: DictConfig) -> Settings:
     """
     try:
         resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        _check_keys(resolved)
         typed: Any = OmegaConf.to_object(config)
         settings = Settings(**{name: getattr(typed, name) for name in Config.__dataclass_fields__}, config=resolved)
         _check_recipe(settings.recipe)
@@ -237,6 +247,32 @@ def read_settings(config: DictConfig) -> Settings:
         raise UserError(f"config{f' key {key}' if key else ''}: {reason}; see conf/config.yaml") from error
     _check(settings)
     return settings
+
+
+def _check_keys(resolved: dict[str, Any]) -> None:
+    """Refuse a key that the schema does not have: `+training.max_step=5` would be recorded and do nothing."""
+    for group, keys in {"": Config, **SPECS}.items():
+        found, known = resolved if not group else resolved.get(group) or {}, keys.__dataclass_fields__
+        for name in found:
+            if name not in known and name != "hydra":
+                raise unknown(f"key of {group}" if group else "key", name, known)
+
+
+def explain(error: Exception) -> str:
+    """One line on an override that Hydra refused, with the nearest key instead of Hydra's advice to add a new one."""
+    text = " ".join(str(error).split())
+    found = re.match(r"Could not override '(?:(\w+)\.)?(\w+)", text)
+    group = (found[1] or "") if found else ""
+    if found and not group:
+        return str(unknown("key", found[2], Config.__dataclass_fields__))
+    if found and group in SPECS:
+        return str(unknown(f"key of {group}", found[2], SPECS[group].__dataclass_fields__))
+    if found:
+        return str(unknown("key", group, Config.__dataclass_fields__))
+    if text.startswith("Error merging override"):
+        cause = " ".join(str(error.__cause__ or "").split(" full_key")[0].split())
+        text += f" ({cause})" if cause else ""
+    return f"{text}; all keys, with types and defaults, are in propulsion/harness/settings.py"
 
 
 def _check_recipe(recipe: RecipeSpec | None) -> None:

@@ -128,6 +128,8 @@ def _columns(suite: str, records: list[Record]) -> tuple[Column, ...]:
             shown = score in first
             averaged = score == first[0] and task not in DIAGNOSTICS
             columns.append(Column(task, score, _label(task, score, primary), shown, averaged))
+    if any(record["run"]["data"].get("source") == "generated" for record in records):
+        return tuple(columns)  # whatever its formula, a number on generated rows is no score of the suite
     return suites.mark(suite, columns)
 
 

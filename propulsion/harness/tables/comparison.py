@@ -29,6 +29,7 @@ from propulsion.harness.tables.model import Cell, Column, Overall, Row
 Key = TypeVar("Key")
 FAMILY = "propulsion"
 MARGIN = 1.0  # points within which two methods are the same, as in the claims ledger
+LEAST_SEEDS = 2  # one seed says nothing of the spread between seeds, on however many tasks
 
 
 def with_statistics(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
@@ -122,7 +123,7 @@ def _paired(ours: list[Cell], theirs: list[Cell]) -> tuple[np.ndarray, np.ndarra
     if not both:
         return None
     seeds = sorted(set.intersection(*(set(scores) for pair in both for scores in pair)))
-    if not seeds:
+    if len(seeds) < LEAST_SEEDS:
         return None
     x, y = (np.array([[100 * pair[side][seed] for seed in seeds] for pair in both]) for side in (0, 1))
     return x, y

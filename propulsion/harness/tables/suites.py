@@ -47,15 +47,21 @@ def records_of(suite: str, records: Sequence[Record]) -> list[Record]:
 
 def mark(suite: str, columns: Sequence[Column]) -> tuple[Column, ...]:
     """The columns, with `averaged` set on what the suite's score is made of, where every task of it has been run."""
-    if not whole(suite, columns):
+    wanted, found = _wanted(suite), {(column.task, column.score) for column in columns}
+    if not wanted or not wanted <= found:
         return tuple(columns)
     return tuple(replace(column, averaged=column.score in SCORES[suite].get(column.task, ())) for column in columns)
 
 
 def whole(suite: str, columns: Sequence[Column]) -> bool:
-    """Whether every score that the suite's own score is made of is among the columns."""
-    wanted = {(task, score) for task, scores in SCORES.get(suite, {}).items() for score in scores}
-    return bool(wanted) and wanted <= {(column.task, column.score) for column in columns}
+    """Whether the average is the suite's own score: `mark` has been there."""
+    wanted = _wanted(suite)
+    return bool(wanted) and wanted <= {(column.task, column.score) for column in columns if column.averaged}
+
+
+def _wanted(suite: str) -> set[tuple[str, str]]:
+    """Task and metric of all that the suite's own score is made of."""
+    return {(task, score) for task, scores in SCORES.get(suite, {}).items() for score in scores}
 
 
 def average_name(suite: str, columns: Sequence[Column]) -> str:
