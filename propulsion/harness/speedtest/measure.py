@@ -138,6 +138,8 @@ def compare(
             "saved_bytes": runner.saved_bytes(),
             "peak_bytes": runner.peak_bytes(),
         }
+        del runner, model, batch
+        gc.collect()
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
     own: dict[str, list[float]] = {name: [] for name in entrants if "fast" in name or "lean" in name}
     for _ in range(rounds if case.timed else 0):
