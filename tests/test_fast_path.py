@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoHaConfig, PeftModel, get_peft_model
 from torch import nn
 
 import propulsion
@@ -320,7 +320,7 @@ def test_two_adapters_multiply_as_on_the_plain_path() -> None:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: get_peft_model(tiny_classifier("bert"), LoraConfig(task_type="SEQ_CLS")), "not linear with"),
+        (lambda: get_peft_model(tiny_classifier("bert"), LoHaConfig(target_modules=["query"])), "not linear with"),
         (lambda: tiny_classifier("roberta"), "is trained"),
         (lambda: head(tiny_classifier("deberta-v2")), "holds 0 BERT or RoBERTa encoders"),
         (lambda: head(tiny_classifier("bert", hidden_act="relu")), "not gelu"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from propulsion.harness.tables import build, to_latex, to_markdown, to_text
-from propulsion.harness.tables.suites import SCORES, records_of
+from propulsion.harness.tables.suites import SCORES, average_name, records_of
 from tests.test_tables import make
 
 # Typed in from the benchmarks' papers and servers, apart from the table in the module.
@@ -50,6 +50,7 @@ def records(
         record = make(task, method, seed)
         primary = next(iter(values))
         record["run"]["suite"] = "glue" if task == "rte" else suite  # RTE is one task of two suites
+        record["run"]["data"]["source"] = "local"
         record["eval"] |= {"primary": primary, **{rule: dict(values) for rule in ("last", "best", "heldout")}}
         record["run"]["config"]["task"] |= {"primary": primary, "parts": {"": "dev"}}
         if task == "mnli":
@@ -66,6 +67,14 @@ def test_the_glue_score_is_the_benchmarks() -> None:
         assert "GLUE score" in text and "average of" not in text and "79.7" in text
     assert any(note.startswith("GLUE score: ") for note in table.notes)
     assert not any(note.startswith("Average: ") for note in table.notes)
+
+
+def test_generated_rows_give_no_score_of_a_suite() -> None:
+    made = records(GLUE)
+    made[0]["run"]["data"]["source"] = "generated"
+    table = build(made, "glue")
+    assert average_name("glue", table.columns) == "average of 9"
+    assert table.averaged == 9
 
 
 def test_the_superglue_score_is_the_benchmarks_with_the_rte_that_it_shares() -> None:
