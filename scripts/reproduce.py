@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from propulsion.harness import planning, recipes
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
-from propulsion.harness.record import REPOSITORY
+from propulsion.harness.record import REPOSITORY, check_writable
 from propulsion.harness.sources import open_source
 from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
 from scripts.tables import print_tables
@@ -185,6 +185,7 @@ def main(arguments: list[str]) -> int:
         missing = obstacles(request, profile)
         if missing:
             raise UserError(f"PROFILE={profile} cannot start: {missing[0]}")
+        check_writable(results_dir(request, profile))
         command = sweep_command(request, profile)
         print(f"sweep:   {shlex.join(['python', *command[1:]])}", flush=True)
         code = run_sweep(command)

@@ -67,6 +67,9 @@ def test_real_and_generated_rows_have_folders_of_their_own() -> None:
         (["tasks=rtee"], "unknown task 'rtee': did you mean rte"),
         (["profile=mini", "data_dir=nowhere"], "nowhere"),
         (["profile=mini", "data_dir=nowhere", "tasks=rte"], "nowhere"),
+        (["profile=mini", "tasks=rte", "methods=lorra"], "unknown method 'lorra': did you mean lora"),
+        (["profile=mini", "tasks=rte", "seeds=abc"], "seed=abc"),
+        (["profile=mini", "tasks=rte", "results_dir=/dev/null/x"], "/dev/null/x cannot be written"),
     ],
 )
 def test_bad_requests_are_one_line_and_start_nothing(

@@ -182,7 +182,7 @@ class Predictor:
         return encode(rows, tokenizer, task, length)
 
     def _logits(self, encoded: Dataset) -> np.ndarray:
-        """Batches of rows of like length, as in the run's evaluations and in the same precision."""
+        """Batches of rows of like length, in the run's precision; its own evaluations may have merged z."""
         tokenizer, model = self._built
         order = np.argsort(np.asarray(encoded[:]["length"]), kind="stable")
         inputs = encoded.remove_columns([name for name in NOT_INPUT if name in encoded.column_names])
