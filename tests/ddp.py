@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from propulsion.harness import ranks, training
+from propulsion.harness import ranks, trainer
 from propulsion.harness.cell import run_cell
 from propulsion.harness.settings import Settings
 from tests.conftest import compose_settings
@@ -41,14 +41,14 @@ def main(folder: str, *actions: str) -> None:
 
 
 def _kill_at(last: int) -> None:
-    step = training.CellTrainer.training_step
+    step = trainer.CellTrainer.training_step
 
     def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == last:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *args, **kwargs)
 
-    training.CellTrainer.training_step = stepped  # type: ignore[method-assign]
+    trainer.CellTrainer.training_step = stepped  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

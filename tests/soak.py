@@ -27,6 +27,7 @@ import torch
 from propulsion.harness import cell, record
 from propulsion.harness.cell import run_cell
 from propulsion.harness.settings import Settings
+from propulsion.harness.weights import file_digest, weights_path
 from tests.conftest import compose_settings
 
 OPTIONS = ("training.max_steps=12", "training.evaluations=2", "training.checkpoint_seconds=0.05", "data.train_rows=48")
@@ -126,14 +127,20 @@ def fork(*args: Any) -> int:
 
 
 def scores(folder: Path) -> dict[str, Any]:
-    """What must not differ: everything measured but time and memory, by key. Fails on a record that is not whole."""
+    """What must not differ: everything measured but time and memory, and the kept weights to the bit, by key.
+
+    Fails on a record that is not whole, or kept weights that are not those of the record.
+    """
     found = {}
     for path in sorted(folder.glob("runs/*/*/*/*.json")):
         entry = record.read_record(path)
         assert entry is not None and entry["status"] == record.SUCCESS, path
         history = [{k: v for k, v in point.items() if k != "seconds"} for point in entry["eval"]["history"]]
         cost = {name: entry["cost"][name] for name in ("steps", "padding_fraction", "adapter_bytes")}
-        found[path.stem] = {**entry["eval"], "history": history, "params": entry["params"], "cost": cost}
+        kept = entry["run"]["kept"]
+        found[path.stem] = {**entry["eval"], "history": history, "params": entry["params"], "cost": cost, "kept": kept}
+        for rule, facts in (kept or {}).items():
+            assert file_digest(weights_path(str(folder), path.stem, rule)) == facts["sha256"], (path, rule)
     return found
 
 
@@ -150,13 +157,13 @@ def soak(kills: int, seed: int, base: Path) -> dict[str, Any]:
     longest = LONGEST * (time.monotonic() - started)
     expected = scores(base / "calm")
     assert len(expected) == len(CELLS), log.read_text()[-2000:]
-    done, sweeps, kinds, ended = 0, 0, Counter[str](), True
+    done, sweeps, kinds, ended, processes, kept = 0, 0, Counter[str](), True, 0, 0
     cells: list[Settings] = []
     while done < kills or not ended:
         if ended:
             sweeps += 1
             cells = sweep(base / f"sweep-{sweeps}")
-        kind = rng.choice(KINDS) if done < kills else ""
+        kind, processes = rng.choice(KINDS) if done < kills else "", processes + 1
         pid = fork(cells, Reaper(kind, rng.randint(1, 6 if kind != "checkpoint" else 16), journal), journal, log)
         status = _wait(pid, rng.uniform(0.0, longest) if kind == "time" else 250)
         ended = os.WIFEXITED(status)
@@ -166,14 +173,17 @@ def soak(kills: int, seed: int, base: Path) -> dict[str, Any]:
             kinds[kind] += 1
         if ended:
             folder = Path(cells[0].results_dir)
-            assert scores(folder) == expected, f"{folder} differs from the undisturbed sweep"
+            found = scores(folder)
+            assert found == expected, f"{folder} differs from the undisturbed sweep"
+            kept += sum(len(entry["kept"] or {}) for entry in found.values())
             files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
             left = [path.name for path in files if path.relative_to(folder).parts[0] != "weights"]
             assert not left, left
             shutil.rmtree(folder)
     events = Counter(line.split()[0] for line in journal.read_text().splitlines())
     assert events["twice"] == 0, "a cell ran twice to its end"
-    facts = {"kills": done, "by": dict(sorted(kinds.items())), "sweeps": sweeps, "cells": sweeps * len(CELLS)}
+    facts = {"kills": done, "by": dict(sorted(kinds.items())), "restarts": processes - sweeps, "sweeps": sweeps}
+    facts |= {"cells": sweeps * len(CELLS), "kept_weights": kept}
     return facts | {"resumed": events["resumes"], "started": events["starts"], "twice": events["twice"]}
 
 

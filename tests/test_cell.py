@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import record, training
+from propulsion.harness import record, trainer
 from propulsion.harness.backbones import center_head, load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
@@ -131,14 +131,14 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_and_ends_the_same(
     """64 rows in batches of 8: the interruption falls into the second of two and a half epochs."""
     options = ("method=propulsion", "training.max_steps=20", "training.evaluations=4", "training.checkpoint_seconds=0")
     undisturbed, _ = run_cell(tiny(*options, f"results_dir={tmp_path / 'undisturbed'}"))
-    step = training.CellTrainer.training_step
+    step = trainer.CellTrainer.training_step
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 11:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", interrupted)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", interrupted)
     settings = tiny(*options)
     with pytest.raises(KeyboardInterrupt):
         run_cell(settings)

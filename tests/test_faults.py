@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import checkpoints, leases, memory, record, stops, training, watch, weights
+from propulsion.harness import checkpoints, leases, memory, record, stops, trainer, watch, weights
 from propulsion.harness.cell import run_cell
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
@@ -42,7 +42,7 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
     """Do something in the middle of the training step that follows `step`, once."""
-    original, done = training.CellTrainer.training_step, []
+    original, done = trainer.CellTrainer.training_step, []
 
     def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = original(self, *args, **kwargs)
@@ -51,7 +51,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any
             action()
         return loss
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", stepped)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", stepped)
 
 
 def saved(settings: Any) -> list[str]:
@@ -72,7 +72,8 @@ def test_fifty_kills_change_nothing() -> None:
     facts = json.loads(ended.stdout.splitlines()[-1])
     assert facts["kills"] == 50 and sum(facts["by"].values()) == 50
     assert set(facts["by"]) == {"time", "record", "checkpoint", "lease"}
-    assert facts["resumed"] > 0 and facts["twice"] == 0
+    assert facts["resumed"] > 0 and facts["twice"] == 0 and facts["restarts"] == 50
+    assert facts["kept_weights"] == 2 * facts["cells"]  # best and last of each, equal to the undisturbed sweep's
 
 
 # Records
@@ -145,7 +146,7 @@ def test_a_full_disk_at_a_checkpoint_is_said_once_and_training_goes_on(
     elif writer == "seal":
         monkeypatch.setattr(checkpoints, "write_text", full)
     else:
-        monkeypatch.setattr(training.CellTrainer, "save_model", full)
+        monkeypatch.setattr(trainer.CellTrainer, "save_model", full)
     settings = tiny(*OPTIONS, EVERY_STEP)
     at_step(
         monkeypatch,
@@ -204,14 +205,14 @@ def test_a_full_disk_at_the_last_weights_keeps_the_checkpoint(
 def test_a_stop_asked_after_the_last_step_is_heeded_once_the_record_is_written(
     tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, evaluated = tiny(*OPTIONS, NEVER), training.CellTrainer.evaluate
+    settings, evaluated = tiny(*OPTIONS, NEVER), trainer.CellTrainer.evaluate
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == self.state.max_steps:
             os.kill(os.getpid(), signal.SIGINT)
         return evaluated(self, *args, **kwargs)
 
-    monkeypatch.setattr(training.CellTrainer, "evaluate", interrupted)
+    monkeypatch.setattr(trainer.CellTrainer, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_cell(settings)
     assert len(runs(settings)) == 1
@@ -289,7 +290,7 @@ def test_out_of_memory_on_the_first_step_halves_the_micro_batch(
     """The same rows in each step, so without dropout the same run but for rounding."""
     options = ("training.dropout=0.0", "training.max_train_rows=16")
     calm, _ = run_cell(tiny(*OPTIONS, *options, f"results_dir={tmp_path / 'calm'}"))
-    original, sizes = training.CellTrainer.training_step, []
+    original, sizes = trainer.CellTrainer.training_step, []
 
     def stepped(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(inputs["labels"]))
@@ -297,7 +298,7 @@ def test_out_of_memory_on_the_first_step_halves_the_micro_batch(
             allocate(error)
         return original(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", stepped)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", stepped)
     entry, _ = run_cell(tiny(*OPTIONS, *options))
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
     assert entry["status"] == "success"
@@ -310,7 +311,7 @@ def test_out_of_memory_on_the_first_step_halves_the_micro_batch(
 
 
 def test_what_does_not_fit_row_by_row_is_failed(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.CellTrainer, "training_step", lambda *_, **__: allocate("cuda"))
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", lambda *_, **__: allocate("cuda"))
     entry, _ = run_cell(tiny(*OPTIONS))
     assert entry["status"] == "failed" and entry["error"]["type"] == "TooLarge"
     assert (entry["cost"]["micro_batch"], entry["cost"]["oom_retries"]) == (1, 3)
@@ -331,13 +332,13 @@ def test_smaller_pieces_make_the_same_batch(batch: int) -> None:
 def test_a_loss_that_is_no_number_at_step_k_ends_as_diverged_with_its_history(
     tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.CellTrainer.training_step
+    original = trainer.CellTrainer.training_step
 
     def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = original(self, *args, **kwargs)
         return loss * float("nan") if self.state.global_step == 13 else loss
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", stepped)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", stepped)
     entry, _ = run_cell(tiny("training.max_steps=40", "training.evaluations=8"))
     assert entry["status"] == "diverged"
     assert entry["error"]["message"] == "the training loss is nan at step 20"
@@ -363,12 +364,12 @@ def test_a_loss_that_runs_away_is_told_from_one_that_jumps() -> None:
 
 
 def test_a_run_away_ends_the_run(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.CellTrainer.training_step
+    original = trainer.CellTrainer.training_step
 
     def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
         return original(self, *args, **kwargs) * (100.0 if self.state.global_step >= 10 else 1.0)
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", stepped)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", stepped)
     entry, _ = run_cell(tiny("training.max_steps=500"))
     assert entry["status"] == "diverged" and "ran away" in entry["error"]["message"]
     assert entry["cost"]["steps"] == 10 * (1 + watch.RUNAWAY_LOGS)

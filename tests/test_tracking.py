@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from propulsion.harness import record, training
+from propulsion.harness import record, trainer
 from propulsion.harness.cell import run_cell
 from propulsion.harness.tracking import Tracker, log_tables
 from tests.conftest import ComposeCell
@@ -126,18 +126,18 @@ def test_a_resumed_run_tells_again_what_was_logged_before(
     tiny: ComposeCell, wandb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("tracking=wandb", "training.max_steps=20", "training.evaluations=4", "training.checkpoint_seconds=0")
-    step = training.CellTrainer.training_step
+    step = trainer.CellTrainer.training_step
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 12:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(training.CellTrainer, "training_step", interrupted)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_cell(tiny(*options))
     first = wandb.run
-    monkeypatch.setattr(training.CellTrainer, "training_step", step)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", step)
     run_cell(tiny(*options))
     assert wandb.calls[0]["id"] == wandb.calls[1]["id"]
     before = [(at, values.get("eval_loss"), values.get("loss")) for at, values in first.logged]

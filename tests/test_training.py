@@ -8,8 +8,9 @@ from torch import nn
 
 from baselines import Partition
 from propulsion.harness.cell import run_cell
-from propulsion.harness.settings import TrainingSpec
-from propulsion.harness.training import EpochSampler, is_matrix, parameter_groups, total_steps
+from propulsion.harness.optimizing import is_matrix, parameter_groups
+from propulsion.harness.sampler import EpochSampler
+from propulsion.harness.settings import TrainingSpec, total_steps
 from tests.conftest import ComposeCell
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from propulsion.harness import training
+from propulsion.harness import trainer, training
 from propulsion.harness.assembly import build_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.encode import encode, evaluation_rows
@@ -60,7 +60,7 @@ def test_the_best_weights_are_those_of_the_best_step_and_not_the_last(tiny: Comp
     best = min(history, key=lambda point: point["loss"])
     assert best["step"] == entry["run"]["kept"]["best"]["step"]
     short = tiny(*MANY, "task=sst2", "training.best_by=loss", f"results_dir={settings.results_dir}-other")
-    step = training.CellTrainer.training_step
+    step = trainer.CellTrainer.training_step
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def spy(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:  # the state before each step
@@ -68,7 +68,7 @@ def test_the_best_weights_are_those_of_the_best_step_and_not_the_last(tiny: Comp
         return step(self, model, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.CellTrainer, "training_step", spy)
+        patch.setattr(trainer.CellTrainer, "training_step", spy)
         again, _ = run_cell(short)
     stored = load_file(weights_path(short.results_dir, again["key"], "best"))
     expected = seen.get(best["step"]) or load_file(weights_path(short.results_dir, again["key"], "last"))
@@ -83,7 +83,7 @@ def test_a_killed_and_resumed_run_keeps_the_same_weights(
     """Checkpoints at every third step only, so that evaluations after the last one are done twice."""
     options = (*MANY, "task=sst2", "training.checkpoint_seconds=1e9")
     undisturbed, _ = run_cell(tiny(*options, f"results_dir={tmp_path / 'undisturbed'}"))
-    settings, step = tiny(*options), training.CellTrainer.training_step
+    settings, step = tiny(*options), trainer.CellTrainer.training_step
 
     def sometimes(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = state.global_step % 3 == 0
@@ -96,7 +96,7 @@ def test_a_killed_and_resumed_run_keeps_the_same_weights(
 
     kills: list[int] = []
     monkeypatch.setattr(training.Watch, "on_step_end", sometimes)
-    monkeypatch.setattr(training.CellTrainer, "training_step", killed)
+    monkeypatch.setattr(trainer.CellTrainer, "training_step", killed)
     if killed_at < 15:
         with pytest.raises(KeyboardInterrupt):
             run_cell(settings)

@@ -22,10 +22,9 @@ from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.leases import Found
 from propulsion.harness.record import DIVERGED, FAILED, REPOSITORY, SUCCESS, cell_key
-from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, explain, read_settings
+from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, explain, read_settings, total_steps
 from propulsion.harness.sources import open_source
 from propulsion.harness.staleness import Fingerprints, is_of, name_of
-from propulsion.harness.training import total_steps
 
 Record = dict[str, Any]
 

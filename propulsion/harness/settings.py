@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,6 +160,14 @@ class TrainingSpec:
     fast_path: str = "off"  # off | auto (on a CPU, where it is exact) | on: fused layers, dropout numbers of their own
     lean: bool = False  # on the fast path: less memory, the feed-forward input computed twice
     cache_features: bool = False  # frozen backbone: every row computed once, without the backbone's dropout
+
+
+def total_steps(spec: TrainingSpec, rows: int) -> int:
+    """Optimizer steps of a whole run; `batch_size` is that of all devices together."""
+    if spec.max_steps > 0:
+        return spec.max_steps
+    per_epoch = max(1, math.ceil(math.ceil(rows / spec.batch_size) / spec.accumulation))
+    return math.ceil(per_epoch * spec.epochs)
 
 
 @dataclass
