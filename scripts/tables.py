@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from propulsion.harness import figures
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.report import write_report
 from propulsion.harness.tables import print_table
@@ -22,7 +23,7 @@ def print_tables(results_dir: str) -> None:
     Raises:
         UserError: no records, records that cannot share a table, or a folder that cannot be written.
     """
-    suites, paths = write_report(results_dir)
+    suites, paths = write_report(results_dir, figures.cores())
     for tables in suites.values():
         print_table(tables[0])
         print()

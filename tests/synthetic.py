@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from propulsion.harness.record import sealed
+
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
     "glue": ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"],
@@ -22,6 +24,7 @@ SUITES = {
 }
 BACKBONES = ["minilm", "roberta_base", "roberta_large", "deberta_v3_base"]
 METHODS = ["full", "head", "bitfit", "lora", "ia3", "propulsion", "propulsion_attn", "propulsion_paper"]
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 DEGREES = (5, 15, 35, 55)
 
 
@@ -82,18 +85,24 @@ def write_records(folder: Path, count: int) -> None:
         record["key"] = hashlib.sha256(str(number).encode()).hexdigest()[:16]
         path = folder / "runs" / task / backbone / method / f"{record['key']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(sealed(record), indent=1), encoding="utf-8")
+
+
+def _cpu() -> float:
+    """Seconds of processor, of the processes that drew figures too."""
+    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in _WHO)
 
 
 def main(arguments: list[str]) -> None:
     """Write, report, measure."""
+    from propulsion.harness.figures import cores
     from propulsion.harness.report import write_report
 
     folder, count = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 10_000
     write_records(folder, count)
-    wall, cpu = time.perf_counter(), time.process_time()
-    _, paths = write_report(folder)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter(), _cpu()
+    _, paths = write_report(folder, cores())
+    wall, cpu = time.perf_counter() - wall, _cpu() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = (folder / "index.html").stat().st_size / 1e6
     print(f"{count} records: {wall:.1f} s ({cpu:.1f} s of one core), peak {peak:.2f} GB, page {size:.2f} MB")

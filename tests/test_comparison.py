@@ -182,3 +182,25 @@ def test_time_and_memory_never_mix_runs_that_were_not_measured_alike() -> None:
     table = build(records, "glue")
     assert cells(table, "lora")["train s"] == "20.0‡"
     assert any(note.startswith("‡") for note in table.notes)
+
+
+def test_one_task_of_several_is_no_comparison_over_the_suite() -> None:
+    records = [*some(3), *(make("rte", "bitfit", seed, 0.5 + seed / 100) for seed in range(3))]
+    sheet = overall.against(build(records, "glue"))
+    assert sheet
+    assert [row[0] for row in sheet.rows] == ["full", "lora"]
+    assert sheet.legend.endswith("Not compared, with fewer than two tasks or seeds in common: bitfit.")
+    alone = overall.against(build([r for r in records if r["run"]["task"] == "rte"], "glue"))
+    assert alone  # where there is one task, it is what the table is of
+    assert [row[0] for row in alone.rows] == ["full", "bitfit", "lora"]
+
+
+def test_a_difference_says_what_minus_what() -> None:
+    table = build(some(3), "glue")
+    sheet = overall.against(table)
+    assert sheet
+    assert sheet.header[1] == "propulsion minus method"
+    by_method = {row.method: row for row in table.rows}
+    for method, told, *_ in sheet.rows:
+        means = [100 * (by_method[name].average.mean or 0) for name in ("propulsion", method)]
+        assert float(told) == pytest.approx(means[0] - means[1], abs=0.051)

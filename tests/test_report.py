@@ -19,7 +19,7 @@ from PIL import Image
 
 from propulsion.harness import ledger, report
 from propulsion.harness.errors import UserError
-from propulsion.harness.figures import KINDS, FigureFile, data, draw_all
+from propulsion.harness.figures import KINDS, FigureFile, data, draw_all, draw_suites
 from propulsion.harness.page import render
 from propulsion.harness.report import write_report
 from propulsion.harness.tables import cells as texts
@@ -79,6 +79,27 @@ def test_each_kind_is_drawn_in_both_formats_and_the_same_each_time() -> None:
             assert name in words_of(figure)  # lora has lost a run: no average, and so no place on the front
     assert "CoLA MCC" in words_of(figures["tasks"])
     assert set(KINDS) == {*figures, "degree"}
+
+
+def test_figures_say_whose_rows_they_are_of_and_where_there_is_no_gap() -> None:
+    records = some()
+    for record in records:
+        if record["run"]["task"] == "rte" and record["status"] == "success":
+            record["eval"]["best"] = record["eval"]["last"]
+    words = words_of(drawn(records)["gap"])
+    assert "generated data" in words
+    assert "RTE Acc" in words.split("no gap in any run: ")[1].splitlines()[0]
+    assert words.count("RTE Acc") == 1  # no panel of its own
+    for record in records:
+        record["run"]["data"]["source"] = "local"
+    figures = drawn(records)
+    assert all("generated" not in words_of(figure) for figure in figures.values())
+    assert "without a score on every task: lora" in words_of(figures["pareto"]).replace("\n", " ")
+
+
+def test_the_number_of_processes_changes_no_byte() -> None:
+    suites = [build_all(some(backbone=name), "glue") for name in ("minilm", "roberta_base")]
+    assert draw_suites(suites, 2) == draw_suites(suites) == [figure for tables in suites for figure in draw_all(tables)]
 
 
 def test_degree_against_learning_rate_needs_several_of_both() -> None:
@@ -252,6 +273,17 @@ def test_the_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
         name, fields, values = found["groups"][3]
         training = dict(zip(fields, (found["texts"][i] for i in values[groups[3]]), strict=True))
         assert (name, training["learning rate"], training["batch size"]) == ("training", "0.001", "16")
+
+
+def test_the_page_shows_its_scores_without_its_script(tmp_path: Path) -> None:
+    page = page_of(save(tmp_path, [*some(), *some(backbone="roberta_base")]))
+    first = tables_of(tmp_path)["glue"][0]
+    told = page.text.split("Over the suite", 2)[1]  # after the link to it
+    for row in first.rows:
+        for text in (row.label, row.backbone, *texts.scores(first, row), *texts.costs(row)):
+            assert text in told
+    assert "propulsion minus method" in page.text
+    assert "failed 1/3" in told
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -461,6 +493,23 @@ def test_failed_runs_are_seen_with_their_error(browser: Browser, site: Path) -> 
     browser.open(site)
     assert browser.run("document.querySelectorAll('#table .bad').length") == 2
     assert "RuntimeError: boom" in browser.run("document.getElementById('lost').innerText")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_without_its_script_the_page_has_its_scores(width: int, browser: Browser, site: Path) -> None:
+    browser.size(width)
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(site)
+        first = tables_of(site.parent)["glue"][0]
+        shown = column(browser, "#table", 2)
+        assert shown == [texts.scores(first, row)[0] for row in first.rows]
+        assert browser.run("document.querySelector('#table td').getBoundingClientRect().height") > 10
+        assert browser.run("document.getElementById('controls').hidden && document.getElementById('how').hidden")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
 @needs_browser

@@ -533,6 +533,34 @@ def test_records_that_nothing_made_faster_have_no_line() -> None:
         assert "Speed" not in dict(build(records, "glue").conditions)
 
 
+def test_however_many_cells_shared_a_device_the_conditions_stay_short() -> None:
+    records = [make(seed=seed) for seed in range(40)]
+    for record in records:
+        seed = record["run"]["seed"]
+        record["env"] |= {"parallel_cells": 1 + seed % 9, "commit": f"{seed % 9}" * 40}
+        record["cost"] |= {"fast_path": "fused", "packed_with": 1 + seed % 9}
+    found = dict(build(records, "glue").conditions)
+    assert found["Device"] == "CPU of a kind, fp32"
+    assert found["Cells at once"].startswith("1 to 9 on one device; time and memory compare between runs with as many")
+    assert found["Code"].endswith("; 6 others, see the CSV (25 of 40 runs)")
+    assert found["Code"].startswith("commit 000000000000 (5 of 40 runs); commit 111111111111 (5 of 40 runs); ")
+    assert all(len(text) < 200 for text in found.values())
+    for record in records:
+        record["env"]["parallel_cells"] = 2
+    told = dict(build(records, "glue").conditions)["Cells at once"]
+    assert told == "2 on one device; time and memory compare within this set alone"
+    assert "Cells at once" not in dict(build([make()], "glue").conditions)
+
+
+def test_parts_that_records_have_in_common_are_kept_once_and_unchanged(tmp_path: Path) -> None:
+    records = [make(seed=seed) for seed in range(3)]
+    records[2]["env"]["torch"] = "other"
+    found = {r["run"]["seed"]: r for r in load_records(save(tmp_path, records))}
+    assert [found[seed] for seed in range(3)] == records
+    assert found[0]["env"] is found[1]["env"] is not found[2]["env"]
+    assert found[0]["run"]["config"]["training"] is found[2]["run"]["config"]["training"]
+
+
 def test_conditions_that_follow_no_single_axis() -> None:
     rates = {("rte", "lora"): 1, ("cola", "lora"): 1, ("rte", "full"): 2, ("cola", "full"): 3}
     records = [make(task, method, learning_rate=rate) for (task, method), rate in rates.items()]
@@ -619,6 +647,11 @@ HOSTILE = [
     "\u202egnp.exe\u200b\x00\x1b[31m",
     "Unicode: 中文 é",
     "-1+1",
+    "=cmd|' /C calc'!A0",
+    "\t+cmd|'/C calc'!A0",
+    "\"quoted\", 'single', `back`; \u201ccurly\u201d",
+    "\u200fשלום \u2067abc\u2069 عربى",
+    "\U0001f680 \U0001f469\u200d\U0001f469 emoji",
     "x" * 5000,
 ]
 

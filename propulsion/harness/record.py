@@ -67,14 +67,17 @@ def decisive(run: dict[str, Any]) -> dict[str, Any]:
         file's name where the run ended before it was read, or None for a fresh run.
     """
     config: dict[str, Any] = run["config"]
-    known, start = run.get("start"), (config.get("training") or {}).get("start_from")
-    if isinstance(known, dict):
-        start = known.get("sha256") or start
     filled = dict(config)
     for group, defaults in _defaults().items():
         if isinstance(defaults, dict) and isinstance(config.get(group), dict):
             filled[group] = {**{key: v for key, v in defaults.items() if v != MISSING}, **config[group]}
-    return _decisive(filled, start)
+    return _decisive(filled, start_of(run))
+
+
+def start_of(run: dict[str, Any]) -> str | None:
+    """The `start` of `decisive` alone."""
+    known, start = run.get("start"), (run["config"].get("training") or {}).get("start_from")
+    return (known.get("sha256") or start) if isinstance(known, dict) else start
 
 
 def _decisive(config: dict[str, Any], start: str | None) -> dict[str, Any]:
@@ -173,16 +176,20 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """The record with the digest of all the rest of it."""
-    return {**record, "digest": _content_digest(record)}
+    content: dict[str, Any] = json.loads(json.dumps(record))  # as a reader will find it
+    return {**record, "digest": _content_digest(content)}
 
 
 def is_intact(record: dict[str, Any]) -> bool:
-    """Whether the digest is that of the content; records from before there were digests are taken as they are."""
+    """Whether the digest of a record as it was read is that of its content.
+
+    Records from before there were digests are taken as they are.
+    """
     return "digest" not in record or record["digest"] == _content_digest(record)
 
 
 def _content_digest(record: dict[str, Any]) -> str:
-    content = json.loads(json.dumps({key: value for key, value in record.items() if key != "digest"}))
+    content = {key: value for key, value in record.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from propulsion.harness import claims, ledger, references, sheets
 from propulsion.harness.errors import UserError
-from propulsion.harness.figures import FigureFile, draw_all
+from propulsion.harness.figures import FigureFile, draw_suites
 from propulsion.harness.files import write_bytes
 from propulsion.harness.page import render
 from propulsion.harness.record import REPOSITORY
@@ -21,8 +21,12 @@ PAGE = "index.html"
 NOT_BESIDE = "No score of this result set stands beside the paper's: only the paper profile is compared with it."
 
 
-def write_report(results_dir: str | Path) -> tuple[dict[str, list[Table]], list[Path]]:
+def write_report(results_dir: str | Path, processes: int = 1) -> tuple[dict[str, list[Table]], list[Path]]:
     """Write `tables/`, `figures/` and `index.html` of a result set; the same records give the same bytes.
+
+    Args:
+        results_dir: the result set.
+        processes: to draw in, as `figures.draw_suites` takes them.
 
     Returns:
         The tables by suite, and the files.
@@ -32,7 +36,7 @@ def write_report(results_dir: str | Path) -> tuple[dict[str, list[Table]], list[
     """
     suites = tables_of(results_dir)
     paths = write_tables(results_dir, suites)
-    figures = [(figure, figure_path(figure)) for tables in suites.values() for figure in draw_all(tables)]
+    figures = [(figure, figure_path(figure)) for figure in draw_suites(list(suites.values()), processes)]
     for figure, place in figures:
         for ending, content in figure.files.items():
             paths.append(_write(Path(results_dir, f"{place}.{ending}"), content))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from propulsion.harness.figures import data
 from propulsion.harness.tables import suites
-from propulsion.harness.tables.model import GAP, Column, Row, Table
+from propulsion.harness.tables.model import GAP, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,19 +31,18 @@ class FigureFile:
     files: dict[str, bytes]  # ending -> content
 
 
-def draw_all(tables: Sequence[Table]) -> list[FigureFile]:
-    """Every figure that the tables of one suite give, backbone by backbone."""
+def draw_all(tables: Sequence[Table], backbone: str | None = None) -> list[FigureFile]:
+    """Every figure that the tables of one suite give, backbone by backbone, or of one backbone alone."""
     from propulsion.harness.figures import style
 
     found = []
     by_rule = {table.rule: table for table in tables}
     with style.drawing():
-        for backbone in dict.fromkeys(row.backbone for row in tables[0].rows):
+        for name in dict.fromkeys(row.backbone for row in tables[0].rows) if backbone is None else [backbone]:
             for kind, (title, draw) in KINDS.items():
-                figure = draw(by_rule, backbone)
+                figure = draw(by_rule, name)
                 if figure is not None:
-                    files = style.save(figure)
-                    found.append(FigureFile(tables[0].suite, backbone, kind, title, files))
+                    found.append(FigureFile(tables[0].suite, name, kind, title, style.save(figure)))
     return found
 
 
@@ -82,58 +82,80 @@ def pareto(tables: dict[str, Table], backbone: str) -> Figure | None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="line: Pareto front", alignment="left")
     what = suites.average_name(table.suite, table.columns) if table.averaged > 1 else table.columns[0].label
     bars = "; bars: 95 % stratified bootstrap" if any(rows[i].overall.interval for i, *_ in points) else ""
-    style.heading(figure, f"{_place(table, backbone)}: score against parameters", f"{what}, {_rule(RULE)}{bars}")
+    absent = [style.name(row.label) for row in rows if row.trainable and row.average.mean is None]
+    lost = f"; without a score on every task: {', '.join(absent)}" if absent else ""
+    note = f"{what}, {_rule(RULE)}{bars}{lost}"
+    style.heading(figure, f"{_place(table, backbone)}: score against parameters", note + _cut(table, backbone))
     return figure
 
 
 def tasks(tables: dict[str, Table], backbone: str) -> Figure | None:
     """Every method's mean on every task, with its seeds."""
-    return _dots(tables[RULE], backbone, "score per task, × 100", f"{_rule(RULE)}; {BARS}")
+    table = tables[RULE]
+    shown = _with_scores(table, backbone)
+    note = BARS if _several(table, backbone) else "one seed, so no bars"
+    return _dots(table, backbone, "score per task, × 100", f"{_rule(RULE)}; {note}", shown)
 
 
 def gap(tables: dict[str, Table], backbone: str) -> Figure | None:
     """What the paper's rule adds, by task."""
-    note = "points that choosing the checkpoint on the reporting rows adds; bar: range of the seeds; dots: seeds"
-    return _dots(tables[GAP], backbone, "best minus last", note, zero=True)
+    table = tables[GAP]
+    rows, shown = data.rows_of(table, backbone), _with_scores(table, backbone)
+    moved = [(j, column) for j, column in shown if any(x for row in rows for x in row.cells[j].scores.values())]
+    still = [column.label for entry in shown if entry not in moved for column in entry[1:]]
+    note = "points that choosing the checkpoint on the reporting rows adds"
+    note += "; bar: range of the seeds; dots: seeds" if _several(table, backbone) else "; one seed, so no bars"
+    none = f"; no gap in any run: {', '.join(still)}" if still else ""
+    return _dots(table, backbone, "best minus last", note + none, moved, zero=True)
 
 
-def _dots(table: Table, backbone: str, title: str, below: str, zero: bool = False) -> Figure | None:
+def _dots(
+    table: Table, backbone: str, title: str, below: str, shown: list[tuple[int, Column]], zero: bool = False
+) -> Figure | None:
     from propulsion.harness.figures import style
 
-    rows, shown = data.rows_of(table, backbone), _shown(table)
-    shown = [(j, column) for j, column in shown if any(row.cells[j].mean is not None for row in rows)]
     if not shown:
         return None
+    rows = data.rows_of(table, backbone)
     height = max(1.1, 0.21 * len(rows) + 0.3)
     names = [style.name(row.label, 24) for row in rows]
     left = 0.35 + 0.072 * max(map(len, names))
     figure, panels = style.grid(len(shown), 5, 1.75, height, left)
+    per_line = -(-len(shown) // -(-len(shown) // 5))
     looks = [style.look(i) for i in range(len(rows))]
     for n, ((j, column), axes) in enumerate(zip(shown, panels, strict=True)):
         found = [(i, mark) for i, row in enumerate(rows) if (mark := data.mark(row.cells[j])) is not None]
         places = [i for i, _ in found]
         colours = [looks[i]["color"] for i in places]
         bars = [mark.low for _, mark in found], [mark.high for _, mark in found]
+        guides: dict[str, Any] = {
+            "color": style.PALE,
+            "linewidth": 0.6,
+            "zorder": 0,
+            "transform": axes.get_yaxis_transform(),
+        }
+        axes.hlines(range(len(rows)), 0, 1, **guides)
+        axes.grid(False, axis="y")
         axes.hlines(places, *bars, color=colours, linewidth=1.6)
         seeds = [(x, i, looks[i]["color"]) for i, mark in found for x in mark.seeds]
         axes.scatter([x for x, *_ in seeds], [y for _, y, _ in seeds], c=[c for *_, c in seeds], s=4, alpha=0.6)
         for i, mark in found:
             axes.plot(mark.mean, i, marker=looks[i]["marker"], color=looks[i]["color"], markersize=5.5, linestyle="")
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        first = n % 5 == 0  # of its line: the others share its names
+        first = n % per_line == 0  # of its line: the others share its names
         axes.set_yticks(range(len(rows)) if first else [], names if first else [])
-        axes.set_title(style.name(column.label, 24), loc="left")
+        style.panel(axes, style.name(column.label, 24))
         if zero:
             axes.axvline(0, color=style.GREY, linewidth=0.8)
             axes.set_xlim(right=max(axes.get_xlim()[1], 0.1))
         axes.locator_params(axis="x", nbins=4)
-    style.heading(figure, f"{_place(table, backbone)}: {title}", below)
+    style.heading(figure, f"{_place(table, backbone)}: {title}", below + _cut(table, backbone))
     return figure
 
 
 def curves(tables: dict[str, Table], backbone: str) -> Figure | None:
     """The primary score at every evaluation: a thin line for each seed, a thick one for their mean."""
-    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
 
     from propulsion.harness.figures import style
 
@@ -147,24 +169,30 @@ def curves(tables: dict[str, Table], backbone: str) -> Figure | None:
     if not shown:
         return None
     figure, panels = style.grid(len(shown), 5, 1.9, 1.7)
-    figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(rows) // 6))
-    height = figure.get_figheight()
-    figure.subplots_adjust(top=1 - style.ABOVE / height, bottom=(0.75 + 0.2 * -(-len(rows) // 6)) / height)
+    names = [style.name(row.label, 24) for row in rows]
+    columns = style.legend_columns(figure, names)
+    under = 0.15 + 0.18 * -(-len(rows) // columns)  # inches for the legend
+    height = figure.get_figheight() + under
+    figure.set_figheight(height)
+    figure.subplots_adjust(top=1 - style.ABOVE / height, bottom=(style.BELOW + under) / height)
     for (column, lines), axes in zip(shown, panels, strict=True):
         for i, runs in enumerate(lines):
             look = style.look(i)
             if len(runs) > 1:
-                axes.add_collection(LineCollection(runs, colors=look["color"], linewidths=0.5, alpha=0.5))
+                apart = [point for run in runs for point in (*run, (math.nan, math.nan))]  # one path, with gaps
+                axes.plot(*zip(*apart, strict=True), color=look["color"], linewidth=0.5, alpha=0.5)
             mean = data.mean_curve(runs)
             if mean:
                 axes.plot(*zip(*mean, strict=True), **look, linewidth=1.4, markersize=3.5, markevery=0.15)
-        axes.set_title(style.name(column.label, 24), loc="left")
         axes.locator_params(nbins=4)
         axes.set_xlabel("step")
-    _legend(figure, rows)
-    style.heading(
-        figure, f"{_place(table, backbone)}: learning curves, score × 100", "thick: mean over seeds; thin: each seed"
-    )
+        axes.xaxis.set_label_coords(0.5, -0.3 / axes.get_position().height / height)
+        style.panel(axes, style.name(column.label, 24))
+    handles = [Line2D([], [], **style.look(i), markersize=4, linewidth=1.4) for i in range(len(rows))]
+    figure.legend(handles, names, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=columns, fontsize=8)
+    note = "thick: mean over seeds; thin: each seed" if _several(table, backbone) else "one seed"
+    title = f"{_place(table, backbone)}: learning curves, score × 100"
+    style.heading(figure, title, note + _cut(table, backbone))
     return figure
 
 
@@ -183,10 +211,13 @@ def cost(tables: dict[str, Table], backbone: str) -> Figure | None:
     for k, (group, found) in enumerate(groups):
         for axes, column, what in ((panels[2 * k], 1, "ms / step"), (panels[2 * k + 1], 2, "peak memory, GB")):
             _bars(axes, [style.name(rows[i].label, 24) for i, *_ in found], [entry[column] for entry in found])
-            axes.set_title(f"{style.name(group, 100)}\n{what}" if column == 1 else what, loc="left")
+            above = f"{style.name(group, 88)}\n" if column == 1 and len(groups) > 1 else ""
+            style.panel(axes, above + what)
             axes.tick_params(labelleft=column == 1)
-    note = "runs on other devices, precisions or with other neighbours stand in panels of their own"
-    style.heading(figure, f"{_place(table, backbone)}: time and memory", note)
+    note = style.name(groups[0][0], 160)
+    if len(groups) > 1:
+        note = "only runs on one device, in one precision and with as many neighbours stand in the same panels"
+    style.heading(figure, f"{_place(table, backbone)}: time and memory", note + _cut(table, backbone))
     return figure
 
 
@@ -234,32 +265,44 @@ def degree(tables: dict[str, Table], backbone: str) -> Figure | None:
         axes.set_xlabel("learning rate")
         axes.set_ylabel("degree k")
         axes.set_title(style.name(column.label, 24), loc="left")
-        figure.colorbar(spots, ax=axes, shrink=0.8)
+        figure.colorbar(spots, ax=axes, shrink=0.8, label="score × 100")
     style.heading(figure, f"{_place(table, backbone)}: degree against learning rate", f"score × 100, {_rule(RULE)}")
     return figure
-
-
-def _legend(figure: Figure, rows: list[Row]) -> None:
-    from matplotlib.lines import Line2D
-
-    from propulsion.harness.figures import style
-
-    handles = [Line2D([], [], **style.look(i), markersize=4, linewidth=1.4) for i in range(len(rows))]
-    names = [style.name(row.label, 24) for row in rows]
-    columns = min(len(rows), max(1, int(figure.get_figwidth() / 1.5)))
-    figure.legend(handles, names, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=columns, fontsize=8)
 
 
 def _shown(table: Table) -> list[tuple[int, Column]]:
     return [(j, column) for j, column in enumerate(table.columns) if column.shown][:MOST_PANELS]
 
 
-def _place(table: Table, backbone: str) -> str:
-    from propulsion.harness.figures import style
-    from propulsion.harness.tables.conditions import SUITES
+def _with_scores(table: Table, backbone: str) -> list[tuple[int, Column]]:
+    rows = data.rows_of(table, backbone)
+    return [(j, column) for j, column in _shown(table) if any(row.cells[j].mean is not None for row in rows)]
 
-    profile = table.rows[0].records[0]["run"]["profile"]
-    return f"{style.name(SUITES.get(table.suite, table.suite))}, {style.name(profile)} profile, {style.name(backbone)}"
+
+def _several(table: Table, backbone: str) -> bool:
+    """Whether a cell has more than one seed."""
+    return any(len(cell.scores) > 1 for row in data.rows_of(table, backbone) for cell in row.cells)
+
+
+def _cut(table: Table, backbone: str) -> str:
+    """What a figure says where it has not every method."""
+    count = sum(row.backbone == backbone for row in table.rows)
+    return f"; the first {data.MOST_ROWS} of {count} rows, the tables have all" if count > data.MOST_ROWS else ""
+
+
+def _place(table: Table, backbone: str) -> str:
+    """`GLUE, mini profile, generated data, minilm`."""
+    from propulsion.harness.figures import style
+    from propulsion.harness.tables.conditions import SUITES, made_up
+
+    records = [record for row in table.rows for record in row.records]
+    words = [
+        SUITES.get(table.suite, table.suite),
+        f"{records[0]['run']['profile']} profile",
+        made_up(records),
+        backbone,
+    ]
+    return ", ".join(style.name(word) for word in words if word)
 
 
 def _rule(rule: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from propulsion.harness.tables import escape
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", ":")
-GREY = "#595959"
+GREY, PALE = "#595959", "#d9d9d9"
 DPI = 110
-ABOVE, BELOW = 0.95, 0.5  # inches for the heading and for the axis
+ABOVE, BELOW = 0.85, 0.5  # inches for the heading and for the axis
 LONGEST = 32  # characters of a name
 RC: Any = {
     "svg.hashsalt": "propulsion",  # else the ids in the file are random
@@ -36,7 +37,7 @@ RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#d9d9d9",
+    "grid.color": PALE,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
@@ -70,8 +71,8 @@ def drawing() -> Iterator[None]:
 
 def grid(count: int, columns: int, width: float, height: float, left: float = 0.6) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, each `width` x `height` inches, with room for labels on the left."""
-    columns = min(columns, count)
     lines = -(-count // columns)
+    columns = -(-count // lines)  # six panels are two lines of three, not five and one
     across, down = left + columns * width + 0.25, BELOW + lines * height + ABOVE
     figure = Figure(figsize=(across, down))
     figure.subplots_adjust(
@@ -81,6 +82,20 @@ def grid(count: int, columns: int, width: float, height: float, left: float = 0.
     for spare in panels[count:]:
         spare.remove()
     return figure, panels[:count]
+
+
+def panel(axes: Axes, title: str) -> None:
+    """A panel's title, in its place at once: searching for one, and for a label's that is not there, takes long."""
+    axes.set_title(title, loc="left", y=1.0)
+    for axis, place in ((axes.xaxis, (0.5, -0.2)), (axes.yaxis, (-0.2, 0.5))):
+        if not axis.get_label_text():
+            axis.set_label_coords(*place)
+
+
+def legend_columns(figure: Figure, names: list[str]) -> int:
+    """How many names stand side by side below a figure, its lines as even as can be."""
+    fit = max(1, min(len(names), int(figure.get_figwidth() / (0.55 + 0.075 * max(map(len, names))))))
+    return math.ceil(len(names) / math.ceil(len(names) / fit))
 
 
 def heading(figure: Figure, title: str, below: str) -> None:

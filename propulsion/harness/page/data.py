@@ -72,6 +72,7 @@ class Pack:
         self._names = Pool()
         self._texts = Pool()
         self._groups = {group: Pool() for group in CONDITIONS}
+        self._known: dict[tuple[str, ...], int] = {}
         self._records: list[list[Any]] = []
         self._suites: list[dict[str, Any]] = []
 
@@ -125,8 +126,12 @@ class Pack:
         ]
 
     def _group(self, record: Record, group: str) -> int:
-        values = (at(record, path) for path in CONDITIONS[group].values())
-        return self._groups[group].index(tuple(self._texts.index(_text(value)) for value in values))
+        values = [at(record, path) for path in CONDITIONS[group].values()]
+        known = (group, *map(repr, values))  # nearly every record has the values of another one
+        if known not in self._known:
+            texts = tuple(self._texts.index(_text(value)) for value in values)
+            self._known[known] = self._groups[group].index(texts)
+        return self._known[known]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""

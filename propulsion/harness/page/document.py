@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,10 +16,13 @@ from markupsafe import Markup
 from propulsion.harness.figures import FigureFile
 from propulsion.harness.page.data import Pack, clean
 from propulsion.harness.sheets import Sheet
-from propulsion.harness.tables import escape
-from propulsion.harness.tables.model import Table
+from propulsion.harness.tables import cells as texts
+from propulsion.harness.tables import escape, overall
+from propulsion.harness.tables.conditions import SUITES
+from propulsion.harness.tables.model import RULES, Table
 
 FOLDER = Path(__file__).parent
+MOST_ROWS = 200  # of a suite, in the page without its script
 LARGEST = 2_900_000  # bytes of the page; figures that do not fit stand beside it as files
 
 
@@ -54,6 +58,8 @@ def render(
     values = {
         "name": name,
         "suites": [tables[0] for tables in suites.values()],
+        "scores": [_first(tables[0]) for tables in suites.values()],  # what is seen without the script
+        "sheets": [sheet for tables in suites.values() for sheet in _overall(tables)],
         "ledger": ledger,
         "ledger_notes": ledger_notes,
         "css": Markup(css),
@@ -64,6 +70,34 @@ def render(
     template = environment.get_template("page.html")
     bare = len(template.render(figures=[], **values).encode())
     return template.render(figures=_embedded(figures, LARGEST - bare), **values)
+
+
+def _first(table: Table) -> Sheet:
+    """A suite's scores as a plain table."""
+    several = len({row.backbone for row in table.rows}) > 1
+    names = ("method", "backbone") if several else ("method",)
+    header = (*names, *texts.score_header(table), *texts.header(table)[1:4], *texts.header(table)[-3:])
+    shown = [
+        (
+            *map(clean, (row.label, row.backbone)[: len(names)]),
+            *texts.scores(table, row),
+            *texts.row_names(row)[1:],
+            *texts.costs(row),
+        )
+        for row in table.rows[:MOST_ROWS]
+    ]
+    legend = f"{texts.legend(table)}{overall.marks(table)}"
+    if len(shown) < len(table.rows):
+        legend += f" The first {len(shown)} of {len(table.rows)} rows."
+    title = f"{table.title}. {table.rule}: {RULES[table.rule]}"
+    return Sheet(title, header, tuple(shown), words=len(names), legend=legend)
+
+
+def _overall(tables: Sequence[Table]) -> list[Sheet]:
+    """The tables under a suite's first one, with the suite in their titles."""
+    side = [sheet for sheet in [overall.rules(tables)] if sheet]
+    name = SUITES.get(tables[0].suite, tables[0].suite)
+    return [replace(sheet, title=f"{name}: {sheet.title}") for sheet in [*overall.of_table(tables[0]), *side]]
 
 
 def _embedded(figures: Sequence[tuple[FigureFile, str]], room: int) -> list[dict[str, str]]:

@@ -281,5 +281,5 @@ for (const name of ["backbone", "rule", "method"]) {
 }
 find("f-find").addEventListener("input", (event) => { state.find = event.target.value; scoreTable(); sheetTables(); lost(); });
 find("controls").addEventListener("submit", (event) => event.preventDefault());
-find("controls").hidden = false;
+for (const id of ["controls", "how"]) find(id).hidden = false;
 draw();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from propulsion.harness.errors import UserError, unknown
@@ -37,7 +37,7 @@ class _Frame:
     suite: str
     records: list[Record]
     columns: tuple[Column, ...]
-    groups: list[tuple[tuple[str, str, str], list[Record]]]  # (backbone, method, variant) -> runs, in order
+    rows: tuple[Row, ...]  # in order, without scores
     title: str
     conditions: tuple[tuple[str, str], ...]
 
@@ -79,14 +79,14 @@ def _frame(records: list[Record], suite: str) -> _Frame:
         suite=suite,
         records=chosen,
         columns=_columns(suite, chosen),
-        groups=_groups(chosen),
+        rows=tuple(_bare_row(key, own) for key, own in _groups(chosen)),
         title=title(suite, chosen),
         conditions=tuple(conditions(chosen)),
     )
 
 
 def _table(frame: _Frame, rule: str, left_out: list[str]) -> Table:
-    rows = tuple(_row(key, own, frame.columns, rule) for key, own in frame.groups)
+    rows = tuple(_scored(row, frame.columns, rule) for row in frame.rows)
     rows = rows if rule == GAP else with_statistics(rows, frame.columns)
     runs = {cell.runs for row in rows for cell in row.cells if cell.runs}
     return Table(
@@ -150,25 +150,34 @@ def _groups(records: list[Record]) -> list[tuple[tuple[str, str, str], list[Reco
     return sorted(groups.items(), key=lambda item: (*_order("", item[1][0])[2:5], item[0]))
 
 
-def _row(key: tuple[str, str, str], records: list[Record], columns: tuple[Column, ...], rule: str) -> Row:
-    cells = tuple(_cell([r for r in records if r["run"]["task"] == c.task], c.score, rule) for c in columns)
+def _scored(row: Row, columns: tuple[Column, ...], rule: str) -> Row:
+    """The row with what a rule gives it."""
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in row.records:
+        by_task[record["run"]["task"]].append(record)
+    cells = tuple(_cell(by_task[column.task], column.score, rule) for column in columns)
+    whole = all(cell.status == "ok" for cell, column in zip(cells, columns, strict=True) if column.shown)
+    return replace(row, cells=cells, average=suites.average(columns, cells), whole=whole)
+
+
+def _bare_row(key: tuple[str, str, str], records: list[Record]) -> Row:
+    """Of (backbone, method, variant): what is the same under every rule."""
     done = [r for r in records if r["status"] == SUCCESS]
     timed = alike(done)
     steps = sum(r["cost"].get("steps") or 0 for r in timed)
     seconds = [r for r in timed if r["cost"].get("train_seconds") is not None]
     memory = [r["cost"]["peak_memory_bytes"] for r in timed if r["cost"].get("peak_memory_bytes")]
-    shown = [cell for cell, column in zip(cells, columns, strict=True) if column.shown]
     return Row(
         *key,
-        cells=cells,
-        average=suites.average(columns, cells),
+        cells=(),
+        average=Cell({}),
         adapter=_count(records, "adapter"),
         head=_count(records, "head"),
         trainable=_count(records, "trainable"),
         train_seconds=_mean_of_tasks(seconds),
         step_ms=1000 * sum(r["cost"]["train_seconds"] for r in seconds) / steps if steps else None,
         peak_memory=max(memory, default=None),
-        whole=all(cell.status == "ok" for cell in shown),
+        whole=False,
         measured=measurement(timed[0]) if timed else "",
         mixed=len(timed) < len(done),
         records=tuple(records),

@@ -30,6 +30,7 @@ Key = TypeVar("Key")
 FAMILY = "propulsion"
 MARGIN = 1.0  # points within which two methods are the same, as in the claims ledger
 LEAST_SEEDS = 2  # one seed says nothing of the spread between seeds, on however many tasks
+LEAST_TASKS = 2  # one task of several says nothing of a suite
 
 
 def with_statistics(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Row, ...]:
@@ -72,7 +73,7 @@ def _intervals(rows: Sequence[Row]) -> dict[tuple[int, int], Interval]:
 
 def _overall(tasks: list[list[Cell]], rows: Sequence[Row], references: dict[int, int]) -> list[Overall]:
     """`tasks`: for each row a cell for each task of the average."""
-    pairs = {i: _paired(tasks[reference], tasks[i]) for i, reference in references.items()}
+    pairs = {i: _over_the_suite(tasks[reference], tasks[i]) for i, reference in references.items()}
     shared = {i: pair for i, pair in pairs.items() if pair is not None}
     bounds = dict(zip(shared, suite_intervals([list(x - y) for x, y in shared.values()]), strict=True))
     compared = {i: compare(*pair, margin=MARGIN, tests=len(shared), interval=bounds[i]) for i, pair in shared.items()}
@@ -127,3 +128,9 @@ def _paired(ours: list[Cell], theirs: list[Cell]) -> tuple[np.ndarray, np.ndarra
         return None
     x, y = (np.array([[100 * pair[side][seed] for seed in seeds] for pair in both]) for side in (0, 1))
     return x, y
+
+
+def _over_the_suite(ours: list[Cell], theirs: list[Cell]) -> tuple[np.ndarray, np.ndarray] | None:
+    """`_paired`, unless the two have too few tasks in common of those that the suite has."""
+    pair = _paired(ours, theirs)
+    return None if pair is None or len(pair[0]) < min(LEAST_TASKS, len(ours)) else pair

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from propulsion.harness.record import DIVERGED, FAILED, SUCCESS, decisive
+from propulsion.harness.record import DIVERGED, FAILED, SUCCESS, start_of
 from propulsion.harness.tables.reading import Record, at
 from propulsion.harness.tables.variants import short_start
 
 SUITES = {"glue": "GLUE", "superglue": "SuperGLUE"}
+MOST_TEXTS = 3  # of one condition, where no task, method or backbone decides it
 VERSIONS = ("python", "torch", "transformers", "peft", "datasets")
 
 
 def title(suite: str, records: list[Record]) -> str:
     """`GLUE, mini profile: generated data, not comparable with the paper`."""
     profile = records[0]["run"]["profile"]
-    sources = sorted({str(r["run"]["data"].get("source")) for r in records})
     text = f"{SUITES.get(suite, suite)}, {profile} profile"
-    if "generated" in sources:
-        data = "generated data" if sources == ["generated"] else "partly generated data"
+    if data := made_up(records):
         text += f": {data}, not comparable with the paper or with any GLUE score"
     elif profile.startswith("mini"):
         text += ": small backbone, cut rows, not comparable with the paper"
     if _random(records):
         text += " (RANDOM WEIGHTS: the scores mean nothing)"
     return text
+
+
+def made_up(records: Sequence[Record]) -> str:
+    """`generated data`, or nothing where the rows are real."""
+    sources = {str(record["run"]["data"].get("source")) for record in records}
+    if "generated" not in sources:
+        return ""
+    return "generated data" if len(sources) == 1 else "partly generated data"
 
 
 def conditions(records: list[Record]) -> list[tuple[str, str]]:
@@ -48,6 +55,7 @@ def conditions(records: list[Record]) -> list[tuple[str, str]]:
         ("Head", _describe(records, lambda r: at(r, "run.config.method.head"), ("method",))),
         ("Best checkpoint by", _describe(records, lambda r: at(r, "run.config.training.best_by"))),
         ("Device", _describe(records, _device)),
+        ("Cells at once", _crowds(records)),
         ("Speed", _speeds(records)),
         ("Versions", _describe(records, _versions)),
         ("Code", _describe(records, _code)),
@@ -80,6 +88,9 @@ def _describe(
     if len({run["task"] for run, _ in known}) > 1 and all(map(_disjoint, by_method.values())):
         return "; ".join(f"{method}: {_by_task(own)}" for method, own in by_method.items())
     ordered = sorted(texts.items(), key=lambda item: (-item[1], item[0]))
+    if len(ordered) > MOST_TEXTS + 1:  # one more is no longer than the words that would stand for it
+        rest = ordered[MOST_TEXTS:]
+        ordered = [*ordered[:MOST_TEXTS], (f"{len(rest)} others, see the CSV", sum(count for _, count in rest))]
     return "; ".join(f"{text} ({count} of {len(known)} runs)" for text, count in ordered)
 
 
@@ -175,13 +186,13 @@ def _settings(record: Record) -> str:
 
 def _starts(records: list[Record]) -> str:
     """Which runs started from another run's trained tensors; nothing where none did."""
-    if all(decisive(record["run"])["start"] is None for record in records):
+    if all(start_of(record["run"]) is None for record in records):
         return ""
     return _describe(records, _start)
 
 
 def _start(record: Record) -> str:
-    start = short_start(decisive(record["run"])["start"])
+    start = short_start(start_of(record["run"]))
     return "the backbone alone" if start is None else f"the trained tensors of another run ({start})"
 
 
@@ -191,14 +202,27 @@ def _device(record: Record) -> str | None:
         return None
     count = env.get("device_count") or 1
     device = f"{count} × {env.get('device')}" if count > 1 else env.get("device")
-    at_once = env.get("parallel_cells") or 1
-    shared = f"{at_once} cells at once, so that time and memory compare within this set alone" if at_once > 1 else None
-    return ", ".join(str(word) for word in (device, env.get("precision"), shared) if word) or None
+    return ", ".join(str(word) for word in (device, env.get("precision")) if word) or None
+
+
+def _crowds(records: list[Record]) -> str:
+    """How many runs shared a device, as one line however many numbers there are; nothing where none did."""
+    counts = sorted({_crowd(r) for r in records if r["status"] != FAILED})
+    if not counts or counts == [1]:
+        return ""
+    if len(counts) == 1:
+        return f"{counts[0]} on one device; time and memory compare within this set alone"
+    return f"{counts[0]} to {counts[-1]} on one device; time and memory compare between runs with as many alone"
+
+
+def _crowd(record: Record) -> int:
+    return int(record["env"].get("parallel_cells") or 1)
 
 
 def measurement(record: Record) -> str:
     """What time and memory were measured on: they compare only between runs where this is the same."""
-    return ", ".join(word for word in (_device(record), *_apart(record)) if word)
+    crowd = [f"{_crowd(record)} cells at once"] if _crowd(record) > 1 and record["status"] != FAILED else []
+    return ", ".join(word for word in (_device(record), *crowd, *_apart(record)) if word)
 
 
 def alike(records: list[Record]) -> list[Record]:

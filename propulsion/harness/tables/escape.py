@@ -16,7 +16,8 @@ LATEX = {
 
 def plain(text: str) -> str:
     """One line, nothing that is not printable (control, direction and zero-width characters), not endless."""
-    text = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 

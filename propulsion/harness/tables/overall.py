@@ -49,19 +49,20 @@ def suite(table: Table) -> Sheet | None:
 
 def against(table: Table) -> Sheet | None:
     """Each method against the reference row of its backbone, over the tasks and seeds that both have."""
-    body = [
-        (*_names(table, row), texts.clip(row.reference), *_compared(row.overall.comparison, row.overall.p))
-        for row in table.rows
-        if row.overall.comparison is not None
-    ]
+    found = [row for row in table.rows if row.overall.comparison is not None]
+    body = [(*_names(table, row), *_compared(row.overall.comparison, row.overall.p)) for row in found]
     if not body:
         return None
+    references = list(dict.fromkeys(texts.clip(row.reference) for row in found))
+    name = references[0] if len(references) == 1 else "reference"
     header = (
-        *(*_header(table), "against", "difference", "95 %", "P(better)", "tasks × seeds", "p", "p (Holm)"),
+        *(*_header(table), f"{name} minus method", "95 %", f"P({name} better)", "tasks × seeds", "p", "p (Holm)"),
         *(f"within {MARGIN:g} point", "seeds that would do"),
     )
+    few = [texts.clip(row.label) for row in table.rows if row.reference and row.overall.comparison is None]
     legend = (
-        "Difference in points: the row under against minus this one. P(better): chance that a run of the "
+        f"{name} minus method: mean of {' or '.join(references)}, of the same backbone, minus that of the row's "
+        f"method, in points, over the tasks and seeds that both have. P({name} better): chance that a run of the "
         "former beats a run of the latter on the same task. p: two-sided sign-flip test over pairs of one task and "
         f"seed, about these tasks only; Holm over all rows, {ALPHA:.0%}. "
         "It treats all pairs alike, so that a difference that rests on one task does not pass, while the interval "
@@ -69,7 +70,9 @@ def against(table: Table) -> Sheet | None:
         "tests over the seeds' means. Seeds that would do: for the test to be able to reject, or to show this "
         f"difference with {POWER:.0%} chance if it is the true one."
     )
-    return Sheet(f"Compared, {table.rule}", header, tuple(body), words=len(_header(table)) + 1, legend=legend)
+    if few:
+        legend += f" Not compared, with fewer than two tasks or seeds in common: {', '.join(dict.fromkeys(few))}."
+    return Sheet(f"Compared, {table.rule}", header, tuple(body), words=len(_header(table)), legend=legend)
 
 
 def _compared(found: Comparison | None, p: float | None) -> tuple[str, ...]:

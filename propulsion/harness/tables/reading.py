@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import json
 import logging
+import marshal
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,10 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {  # null, or of this type
     **{f"cost.{name}": int for name in ("micro_batch", "oom_retries", "packed_with")},
     "cost.fast_path": str,
 }
+SHARED = (  # parts that most records of a set have in common, and the more so the longer they are
+    *(f"run.config.{group}" for group in ("task", "backbone", "method", "data", "training", "tracking", "recipe")),
+    *("run.data", "run.weights", "params", "env"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,30 @@ class Reading:
 
 
 def read(results_dir: str | Path) -> Reading:
-    """Read `<results_dir>/runs/<task>/<backbone>/<method>/<key>.json`, in the order of the paths."""
-    records, left_out = [], []
+    """Read `<results_dir>/runs/<task>/<backbone>/<method>/<key>.json`, in the order of the paths.
+
+    Parts that are alike (`SHARED`) are one object in all records that have them: not to be changed.
+    """
+    with _uncollected():
+        return _read(results_dir)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic collector: records are trees, and searching thousands of them again and again costs more
+    time than reading them. What is there at the end is exempt from later searches too."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def _read(results_dir: str | Path) -> Reading:
+    records, left_out, known = [], [], dict[bytes, Any]()
     for path in sorted(Path(results_dir, "runs").glob("*/*/*/[!.]*.json")):
         name = path.relative_to(results_dir).as_posix()
         try:
@@ -70,8 +101,18 @@ def read(results_dir: str | Path) -> Reading:
         elif not is_intact(record):
             left_out.append(f"{name}: edited by hand or damaged, its digest is not that of its content")
         else:
+            _share(record, known)
             records.append(record)
     return Reading(records, left_out)
+
+
+def _share(record: Record, known: dict[bytes, Any]) -> None:
+    """Put the known equal of each part in its place."""
+    for path in SHARED:
+        place, _, name = path.rpartition(".")
+        node = at(record, place) if place else record
+        if isinstance(node, dict) and isinstance(node.get(name), dict):
+            node[name] = known.setdefault(marshal.dumps(node[name], 2), node[name])
 
 
 def load_records(results_dir: str | Path) -> list[Record]:
@@ -161,9 +202,16 @@ def _same(records: list[Record], kind: str, compared: dict[str, str]) -> None:
 def at(record: Record, path: str) -> Any:
     """What stands at a dotted path of a record, as in `run.data.source`; None where nothing does."""
     node: Any = record
-    for name in path.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
+    for name in _names(path):
+        if not isinstance(node, dict):
+            return None
+        node = node.get(name)
     return node
+
+
+@functools.cache
+def _names(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
 
 
 def _short(value: Any) -> str:

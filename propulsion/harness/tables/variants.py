@@ -31,12 +31,12 @@ def variants(records: list[Record]) -> list[str]:
         differing["start"] = None
     if not differing:
         return [""] * len(records)
-    labels = []
-    for text in texts:
+    labels = {}
+    for text in dict.fromkeys(texts):
         flat_config = _flatten(json.loads(text))
         words = (f"{key.rsplit('.', 1)[-1]}={flat_config.get(key, '-')}" for key in differing)
-        labels.append(", ".join(dict.fromkeys(words)))
-    return labels
+        labels[text] = ", ".join(dict.fromkeys(words))
+    return [labels[text] for text in texts]
 
 
 def _decisive(record: Record) -> dict[str, Any]:
