@@ -147,8 +147,12 @@ def test_the_same_numbers_in_markdown_latex_and_csv() -> None:
     assert sheet
     for row in sheet.rows:
         shown, exact = dict(zip(sheet.header, row, strict=True)), numbers["last", row[0]]
-        assert float(shown["difference"]) == pytest.approx(float(exact["difference"]), abs=0.0501)
-        assert float(shown["P(better)"]) == pytest.approx(float(exact["probability_of_improvement"]), abs=0.00501)
+        assert float(shown["propulsion minus method"]) == pytest.approx(
+            float(exact["reference_minus_method"]), abs=0.0501
+        )
+        assert float(shown["P(propulsion better)"]) == pytest.approx(
+            float(exact["probability_of_improvement"]), abs=0.00501
+        )
         assert shown["within 1 point"] == exact["equivalence"]
     assert_latex_is_sound(latex)
 

@@ -533,6 +533,16 @@ def test_records_that_nothing_made_faster_have_no_line() -> None:
         assert "Speed" not in dict(build(records, "glue").conditions)
 
 
+def test_settings_are_in_the_order_of_their_numbers() -> None:
+    records = []
+    for degree in (55, 5, 15, 0.5):
+        record = make(method="propulsion")
+        record["run"]["config"]["method"]["degree"] = degree
+        records.append(record | {"key": f"{degree}"})
+    found = [row.variant for row in build(records, "glue").rows]
+    assert found == ["degree=0.5", "degree=5", "degree=15", "degree=55"]
+
+
 def test_however_many_cells_shared_a_device_the_conditions_stay_short() -> None:
     records = [make(seed=seed) for seed in range(40)]
     for record in records:

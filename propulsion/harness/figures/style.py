@@ -76,7 +76,12 @@ def grid(count: int, columns: int, width: float, height: float, left: float = 0.
     across, down = left + columns * width + 0.25, BELOW + lines * height + ABOVE
     figure = Figure(figsize=(across, down))
     figure.subplots_adjust(
-        left=left / across, right=1 - 0.15 / across, top=1 - ABOVE / down, bottom=BELOW / down, hspace=0.55, wspace=0.28
+        left=left / across,
+        right=1 - 0.15 / across,
+        top=1 - ABOVE / down,
+        bottom=BELOW / down,
+        hspace=min(0.55, 0.9 / height),
+        wspace=0.28,
     )
     panels = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     for spare in panels[count:]:

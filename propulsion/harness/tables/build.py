@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -147,7 +148,13 @@ def _groups(records: list[Record]) -> list[tuple[tuple[str, str, str], list[Reco
     for (backbone, method), own in by_method.items():
         for record, variant in zip(own, variants(own), strict=True):
             groups[backbone, method, variant].append(record)
-    return sorted(groups.items(), key=lambda item: (*_order("", item[1][0])[2:5], item[0]))
+    return sorted(groups.items(), key=lambda item: (*_order("", item[1][0])[2:5], _by_number(item[0][2])))
+
+
+def _by_number(variant: str) -> list[tuple[float, str]]:
+    """A key that puts `degree=5` before `degree=15`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", variant)
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
 def _scored(row: Row, columns: tuple[Column, ...], rule: str) -> Row:
