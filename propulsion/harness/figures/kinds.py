@@ -60,8 +60,9 @@ def pareto(tables: dict[str, Table], backbone: str) -> Figure | None:
     if not points:
         return None
     figure, (axes,) = style.grid(1, 1, 4.6, 3.1)
-    figure.set_figwidth(figure.get_figwidth() + 1.9)
-    figure.subplots_adjust(right=0.7)
+    width = figure.get_figwidth() + 0.4  # for the names of the legend
+    figure.set_figwidth(width)
+    figure.subplots_adjust(left=0.6 / width, right=5.3 / width)
     kept = data.front([(x, y) for _, x, y in points])
     axes.plot(
         *zip(*[points[i][1:] for i in kept], strict=True),
@@ -74,7 +75,7 @@ def pareto(tables: dict[str, Table], backbone: str) -> Figure | None:
         own, bounds = style.look(i), rows[i].overall.interval
         if bounds:
             axes.vlines(x, bounds.low, bounds.high, color=own["color"], linewidth=1.2)
-        label = style.name(rows[i].label)
+        label = style.name(rows[i].label, 24)
         axes.plot(x, y, color=own["color"], marker=own["marker"], linestyle="", markersize=7, label=label)
     style.log_counts(axes)
     axes.set_xlabel("trainable parameters, head included")

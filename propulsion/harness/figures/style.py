@@ -25,6 +25,7 @@ LINES = ("-", "--", "-.", ":")
 GREY, PALE = "#595959", "#d9d9d9"
 DPI = 110
 ABOVE, BELOW = 0.85, 0.5  # inches for the heading and for the axis
+NARROWEST = 7.3  # inches: the heading has to find room
 LONGEST = 32  # characters of a name
 RC: Any = {
     "svg.hashsalt": "propulsion",  # else the ids in the file are random
@@ -73,11 +74,12 @@ def grid(count: int, columns: int, width: float, height: float, left: float = 0.
     """A figure of `count` panels, each `width` x `height` inches, with room for labels on the left."""
     lines = -(-count // columns)
     columns = -(-count // lines)  # six panels are two lines of three, not five and one
-    across, down = left + columns * width + 0.25, BELOW + lines * height + ABOVE
+    right = left + columns * width + 0.1
+    across, down = max(right + 0.15, NARROWEST), BELOW + lines * height + ABOVE
     figure = Figure(figsize=(across, down))
     figure.subplots_adjust(
         left=left / across,
-        right=1 - 0.15 / across,
+        right=right / across,
         top=1 - ABOVE / down,
         bottom=BELOW / down,
         hspace=min(0.55, 0.9 / height),
