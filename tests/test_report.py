@@ -111,6 +111,8 @@ def test_degree_against_learning_rate_needs_several_of_both() -> None:
         records.append(record)
     words = words_of(drawn(records)["degree"])
     assert all(f"{50 + 10 * i:.1f}" in words for i in range(4))
+    assert {"0.001", "0.003", "5", "15"} <= set(words.splitlines())
+    assert "$" not in words  # powers of ten as plain numbers
     assert "degree" not in drawn(records[:2])
     table = build_all(records, "glue")[0]
     found = data.degrees(list(table.rows), "rte", "accuracy", "last")

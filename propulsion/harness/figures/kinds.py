@@ -250,7 +250,8 @@ def degree(tables: dict[str, Table], backbone: str) -> Figure | None:
             shown.append((column, found))
     if not shown:
         return None
-    figure, panels = style.grid(len(shown), 3, 2.7, 2.2)
+    figure, panels = style.grid(len(shown), 3, 2.9, 2.2)
+    figure.subplots_adjust(wspace=0.4)
     for (column, found), axes in zip(shown, panels, strict=True):
         pairs = sorted(found)
         means = [sum(found[pair]) / len(found[pair]) for pair in pairs]
@@ -262,6 +263,8 @@ def degree(tables: dict[str, Table], backbone: str) -> Figure | None:
         axes.set_yscale("log")
         axes.margins(0.15)
         axes.set_yticks(sorted(set(powers)), [f"{y:g}" for y in sorted(set(powers))])
+        told = sorted(set(rates))[:: -(-len(set(rates)) // 5)]  # five names at most have room
+        axes.set_xticks(told, [f"{x:g}" for x in told])
         axes.minorticks_off()
         axes.set_xlabel("learning rate")
         axes.set_ylabel("degree k")
