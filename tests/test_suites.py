@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from propulsion.harness.tables import build, to_latex, to_markdown, to_text
-from propulsion.harness.tables.suites import SCORES, average_name, records_of
+from propulsion.harness.tables.suites import SCORES, average_name, present, records_of
 from tests.test_tables import make
 
 # Typed in from the benchmarks' papers and servers, apart from the table in the module.
@@ -85,6 +85,31 @@ def test_the_superglue_score_is_the_benchmarks_with_the_rte_that_it_shares() -> 
     both = [*made, *records({"cola": GLUE["cola"]})]
     assert {r["run"]["task"] for r in records_of("glue", both)} == {"rte", "cola"}
     assert records_of("superglue", records(GLUE)) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "suites"),
+    [
+        (("rte",), ["glue"]),  # a task of both stands in the suite that its record names
+        (("rte", "cola"), ["glue"]),
+        (("rte", "wic"), ["superglue"]),
+        (("rte", "axb"), ["superglue"]),
+        (("rte", "ax"), ["glue"]),
+        (("rte", "cola", "wic"), ["glue", "superglue"]),
+        (("wic",), ["superglue"]),
+    ],
+)
+def test_a_suite_has_a_table_where_a_task_needs_it(tasks: tuple[str, ...], suites: list[str]) -> None:
+    made = [r for task in tasks for r in records({task: {"accuracy": 0.5}}, _suite_of(task))]
+    assert present(made) == suites
+    shown = {record["run"]["task"] for suite in suites for record in records_of(suite, made)}
+    assert shown == set(tasks), "no task is lost"
+    own = records({"rte": {"accuracy": 0.5}, "weather": {"accuracy": 0.5}}, "mine")
+    assert present(own) == ["glue", "mine"], "a suite that does not know RTE leaves it its table"
+
+
+def _suite_of(task: str) -> str:
+    return "superglue" if task in ("wic", "axb") else "glue"
 
 
 @pytest.mark.parametrize("suite", ["glue", "superglue"])

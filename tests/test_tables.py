@@ -764,9 +764,10 @@ def test_every_rule_has_its_section(tmp_path: Path) -> None:
 def test_suites_have_their_own_files(tmp_path: Path) -> None:
     other = make("boolq")
     other["run"]["suite"] = "superglue"
-    names = [path.name for path in write_tables(save(tmp_path, [make(), other]))]
     endings = (".md", ".csv", ".tex", "-compared.csv")
-    assert names == [f"{suite}{ending}" for suite in ("glue", "superglue") for ending in endings]
+    for number, (task, suites) in enumerate((("cola", ("glue", "superglue")), ("rte", ("superglue",)))):
+        names = [path.name for path in write_tables(save(tmp_path / str(number), [make(task), other]))]
+        assert names == [f"{suite}{ending}" for suite in suites for ending in endings]
 
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -39,6 +39,19 @@ SCORES: dict[str, dict[str, tuple[str, ...]]] = {  # the metrics of each task th
 }
 
 
+def present(records: Sequence[Record]) -> list[str]:
+    """The suites that have a table, by name: those of the records, each with a task that no other table holds.
+
+    RTE is a task of two suites and its records are GLUE's: beside tasks of SuperGLUE alone it makes no table of GLUE.
+    """
+    kept = sorted({record["run"]["suite"] for record in records})
+    for suite in list(kept):
+        tasks = {record["run"]["task"] for record in records if record["run"]["suite"] == suite}
+        if any(tasks <= set(TASKS.get(other, ())) for other in kept if other != suite):
+            kept.remove(suite)
+    return kept
+
+
 def records_of(suite: str, records: Sequence[Record]) -> list[Record]:
     """The records of a suite's own tasks, and of those that it shares with another, as SuperGLUE does RTE."""
     own = [r for r in records if r["run"]["suite"] == suite]

@@ -15,12 +15,13 @@ from propulsion.harness.tables.build import build_all
 from propulsion.harness.tables.model import Table
 from propulsion.harness.tables.reading import read
 from propulsion.harness.tables.render import to_latex, to_markdown, to_text
+from propulsion.harness.tables.suites import present
 
 logger = logging.getLogger(__name__)
 
 
 def tables_of(results_dir: str | Path) -> dict[str, list[Table]]:
-    """Suite -> its tables, one for each checkpoint rule.
+    """Suite -> its tables, one for each checkpoint rule; a suite that another one's table holds whole has none.
 
     Raises:
         UserError: there is no record, or there are records that cannot share a table.
@@ -34,8 +35,7 @@ def tables_of(results_dir: str | Path) -> dict[str, list[Table]]:
             f"no records in {results_dir}/runs{unread}: run `make reproduce-glue` first, "
             "or name another folder: make tables RESULTS_DIR=results/<name>"
         )
-    suites = sorted({record["run"]["suite"] for record in reading.records})
-    return {suite: build_all(reading.records, suite, reading.left_out) for suite in suites}
+    return {suite: build_all(reading.records, suite, reading.left_out) for suite in present(reading.records)}
 
 
 def write_tables(results_dir: str | Path, suites: Mapping[str, Sequence[Table]] | None = None) -> list[Path]:
