@@ -10,6 +10,7 @@ final weights, or best, those of the best evaluation. `fill=majority` answers th
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        for made in submit(parse(arguments)):
+        for made in submit(parse(arguments), say=functools.partial(print, flush=True)):
             print(report(made))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

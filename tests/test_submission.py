@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,18 @@ def test_what_was_not_run_is_filled_only_when_asked_for(copied: Path) -> None:
     assert len({line.split("\t")[1] for line in unzip(glue.zip)["CoLA.tsv"].splitlines()[1:]}) == 1
 
 
+def test_a_multirc_file_short_of_an_answer_is_noted(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many passages as the server wants are not all of its answers."""
+    multirc = target("superglue", "MultiRC")
+    assert multirc.answers == 9693
+    asked = Request(results_dir=str(finished), suite="superglue", tasks="multirc")
+    lines, answers = len(unzip(submit(asked)[0].zip)["MultiRC.jsonl"].splitlines()), 12
+    for wanted, remarks in ((answers, []), (answers + 1, ["MultiRC.jsonl holds 12 answers, the server wants 13"])):
+        spec = replace(SUITES["superglue"], targets=(replace(multirc, lines=lines, answers=wanted),))
+        monkeypatch.setitem(SUITES, "superglue", spec)
+        assert submit(asked)[0].remarks == remarks
+
+
 def test_majorities_by_hand() -> None:
     tasks = {name: compose_settings(f"task={name}").task for name in ("cola", "stsb", "copa", "record")}
     many = rows(label=[1, 0, 1], idx=[0, 1, 2])
@@ -314,8 +327,12 @@ def test_a_run_that_failed_answers_nothing(copied: Path) -> None:
 
 
 def test_script(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"results_dir={finished}", "tasks=rte", "methods=head", "suite=glue"]) == 0
-    assert "glue-minilm-head-seed0-last.zip: 1 files (RTE)" in capsys.readouterr().out
+    assert main([f"results_dir={finished}", "tasks=rte,mnli", "methods=head", "suite=glue"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in said[:2]] == ["[1/2]", "[2/2]"], "a line before each run answers"
+    assert any("rte/" in line and line.endswith("(RTE 12)") for line in said[:2])
+    assert any("mnli/" in line and line.endswith("(MNLI-m 12, MNLI-mm 12, AX 12)") for line in said[:2])
+    assert "glue-minilm-head-seed0-last.zip: 4 files (MNLI-m, MNLI-mm, RTE, AX)" in "\n".join(said[2:])
     assert main([f"results_dir={finished}", "taks=rte"]) == 2
     assert "unknown argument 'taks': did you mean tasks" in capsys.readouterr().err
 

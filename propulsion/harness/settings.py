@@ -58,7 +58,7 @@ class TaskSpec:
     primary: str = MISSING
     parts: dict[str, str] = field(default_factory=lambda: {"": "dev"})  # metric suffix -> split scored
     tests: dict[str, str] = field(default_factory=lambda: {"": "test"})  # metric suffix -> split to predict
-    dev_rows: dict[str, int] = field(default_factory=dict)  # published row count of each dev split
+    dev_rows: dict[str, int] = field(default_factory=dict)  # published rows of each dev split: num_examples on the hub
     hub: HubSpec = field(default_factory=HubSpec)
     local: LocalSpec = field(default_factory=LocalSpec)
     generator: str = ""  # family of the generated data; "": none

@@ -6,6 +6,9 @@ SuperGLUE: one JSON object per line, `{"idx": ..., "label": ...}`, with the idx 
 RTE, WiC, WSC and the diagnostics, 0 or 1 for COPA, the entity's text for ReCoRD, and for MultiRC answers nested in
 questions nested in passages. Source: the exports of jiant (nyu-mll/jiant, jiant/evaluate.py, `write_preds` with
 strict_glue_format), the benchmarks' own toolkit. AX takes label words, as the other entailment sets do.
+
+Counts: `num_examples` of the test splits on the hub's cards of nyu-mll/glue and aps/super_glue; MultiRC's 9,693 answers
+too, while its 166 passages are those that gluon-nlp's documentation counts (`SuperGlueMultiRC('test')`).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Target:
         words: label name -> what is written.
         form: what a line holds.
         suffix: of the test set among the task's, as in `task.tests`.
+        answers: how many answers the lines hold, where one holds several.
     """
 
     file: str
@@ -45,6 +49,7 @@ class Target:
     words: Mapping[str, str]
     form: str = LABEL
     suffix: str = ""
+    answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ SUITES = {
             _target("BoolQ", "boolq", 3245, LOWER),
             _target("CB", "cb", 250, NLI),
             _target("COPA", "copa", 500, {}, form=CHOICE),
-            _target("MultiRC", "multirc", 166, {}, form=ANSWERS),
+            _target("MultiRC", "multirc", 166, {}, form=ANSWERS, answers=9693),
             _target("ReCoRD", "record", 10000, {}, form=ENTITY),
             _target("RTE", "rte", 3000, NLI),
             _target("WiC", "wic", 1400, LOWER),

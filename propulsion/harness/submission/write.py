@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,11 @@ class Submission:
     remarks: list[str] = field(default_factory=list)
 
 
-def submit(request: Request) -> list[Submission]:
+def submit(request: Request, say: Callable[[str], None] = lambda line: None) -> list[Submission]:
     """Write the zip and the manifest of every suite that the chosen runs are of.
+
+    Args:
+        say: is handed a line before each run answers, since a large test set takes its time.
 
     Raises:
         UserError: no run, weights or rows to be had, or more than one choice; nothing was written then.
@@ -51,7 +54,10 @@ def submit(request: Request) -> list[Submission]:
     for predictor in predictors.values():
         _ = predictor.kept, predictor.file, predictor.source  # what is missing is said before the work begins
     made = [_Draft(request, suite, predictors) for suite in suites_of(request, chosen)]
-    for task, predictor in predictors.items():
+    for number, (task, predictor) in enumerate(predictors.items(), 1):
+        rows = {file: len(rows) for draft in made for file, rows in draft.answered_by(task)}
+        tests = ", ".join(f"{file} {count:,}" for file, count in rows.items()) or "none"
+        say(f"[{number}/{len(predictors)}] {predictor.name}: its recorded score, then its test rows ({tests})")
         dev = predictor.check()
         for draft in made:
             draft.predict(task, predictor, dev)
@@ -133,6 +139,10 @@ class _Draft:
                 },
             )
 
+    def answered_by(self, task: str) -> Iterator[tuple[str, Dataset]]:
+        """File and test rows of each that this task's run answers."""
+        return ((target.file, self.rows[target.file]) for target in self._targets(task))
+
     def _targets(self, task: str) -> Iterator[Target]:
         return (t for t in self.spec.targets if t.model == task and t.file in self.rows)
 
@@ -192,18 +202,22 @@ class _Draft:
             write_text(path.with_suffix(".json"), text)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); free the folder or its disk") from error
-        return Submission(path, path.with_suffix(".json"), files, self._remarks(files))
+        return Submission(path, path.with_suffix(".json"), files, self._remarks())
 
-    def _remarks(self, files: list[str]) -> list[str]:
+    def _remarks(self) -> list[str]:
         ending = self.spec.ending
         remarks = [f"{file}.{ending} is not in the zip: {reason}" for file, reason in self.missing.items()]
-        for file in files:
-            entry = self.entries[file]
+        for target in self.spec.targets:
+            entry = self.entries.get(target.file)
+            if entry is None:
+                continue
             if entry["lines"] != entry["published_lines"]:
                 remarks.append(
                     f"{entry['file']} has {entry['lines']} lines, the server wants {entry['published_lines']}: "
                     f"the test rows of {entry['task']} are not the published ones"
                 )
+            elif target.answers and entry["test_rows"] != target.answers:
+                remarks.append(f"{entry['file']} holds {entry['test_rows']} answers, the server wants {target.answers}")
             if entry["from"] == "majority":
                 remarks.append(f"{entry['file']} is the majority answer: {entry['task']} was not run")
         return remarks
