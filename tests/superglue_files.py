@@ -59,9 +59,11 @@ def _record(task: str, split: str, i: int) -> dict[str, Any]:
     if task == "boolq":
         return {"question": f"is {text}", "passage": f"passage {text}", "idx": idx, "label": i % 2 == 1}
     if task in ("cb", "rte", "axg"):
-        return {"premise": f"p {text}", "hypothesis": f"h {text}", "label": names[i % len(names)], "idx": idx}
-    if task == "axb":
-        return {"sentence1": f"1 {text}", "sentence2": f"2 {text}", "label": names[i % 2], "idx": idx, "logic": ""}
+        more = {"pair_id": 551646 + 2 * i} if task == "axg" else {}  # of each row, not of the pair
+        return {"premise": f"p {text}", "hypothesis": f"h {text}", "label": names[i % len(names)], "idx": idx, **more}
+    if task == "axb":  # its idx is a text
+        sentences = {"sentence1": f"1 {text}", "sentence2": f"2 {text}"}
+        return {"idx": str(idx), "label": names[i % 2], **sentences, "logic": "Negation"}
     if task == "copa":
         choices = {"choice1": f"1 {text}", "choice2": f"2 {text}", "question": ("cause", "effect")[i // 2 % 2]}
         return {"premise": f"p {text}", **choices, "label": i % 2, "idx": idx}
@@ -164,7 +166,7 @@ def _rows(task: str, record: dict[str, Any]) -> list[dict[str, Any]]:
         {
             **{name: record[name] for name in TEXTS.get(task, ("premise", "hypothesis"))},
             "label": label,
-            "idx": record["idx"],
+            "idx": int(record["idx"]),
         }
     ]
 
@@ -218,6 +220,7 @@ def hub_rows(task: str, split: str) -> list[dict[str, Any]]:
         row = {**record, **record.pop("target", {})}
         label = row.get("label", -1)
         row["label"] = LABELS[task].index(str(label)) if task != "copa" and label != -1 else label
+        row["idx"] = int(row["idx"])
         rows.append(row)
     return rows
 

@@ -114,6 +114,8 @@ def test_word_pieces_of_a_span(pieces: PreTrainedTokenizerBase) -> None:
         ("He saw Bob's dog.", "Bob's dog.", 2, "Bob's dog", ""),
         ("We met Ann, Joe, and Al there.", "Ann Joe and\nAl", 2, "Ann, Joe, and Al", ""),
         ("It fell and it broke.", "it", 3, "it", ""),
+        ("Mothers came, but they scold them.", "theyscold", 3, "they scold", ""),
+        ("It was the rapist's therapist.", "therapist", 2, "therapist", "a span some words away from its index"),
         ("He saw the cat and the cat ran.", "the cat", 4, "the cat", "a span some words away from its index"),
         (
             "Kamenev met with Zinoviev.",

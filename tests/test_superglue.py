@@ -14,6 +14,8 @@ from datasets import Dataset
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
 from propulsion.harness.sources import Source, TaskData, features, group_numbers, hold_out, open_source, subset
+from propulsion.harness.sources.generators import FAMILIES, RECORD_FAMILIES, write_records, write_rows
+from propulsion.harness.sources.reshape import RESHAPES
 from tests import task_files
 from tests.conftest import compose_settings
 from tests.superglue_files import FOLDERS, LABELS, SIZES, TASKS, TEXTS, expected_rows, write_hub, write_official
@@ -114,6 +116,30 @@ def test_generated_rows_have_the_same_columns(name: str, specs: dict[str, TaskSp
         assert sorted(right) == sorted(set(numbers)), "one right row in each group"
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+@pytest.mark.parametrize("name", (*TASKS, "rte"))
+def test_generated_rows_are_the_generators_rows(name: str, split: str, specs: dict[str, TaskSpec]) -> None:
+    """None dropped, doubled or reordered between the generator and the rows."""
+    task = specs[name]
+    split = name if task.diagnostic and split != "train" else split
+    share = 0 if split == "train" else 1 + ["dev", "test"].index(split) if split != name else 1
+    count = 60 if split == "train" else 30
+    rows = open_source(task, DataSpec("generated", train_rows=60, eval_rows=30)).load_split(split).to_list()
+    if task.generator in FAMILIES:
+        written = write_rows(FAMILIES[task.generator], task.labels, share, count, 0)
+        assert [tuple(row[column] for column in task.text) for row in rows] == [texts for texts, _ in written]
+        assert [row["idx"] for row in rows] == list(range(count))
+        return
+    expected: list[dict[str, Any]] = []
+    for batch in write_records(RECORD_FAMILIES[task.generator], share, 0):
+        for record in batch:
+            expected += RESHAPES[name](record) if name in RESHAPES else [record]
+        if len(expected) >= count:
+            break
+    columns = [*task.text, "idx", *(["group"] if task.reshape and task.group else [])]
+    assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in expected]
+
+
 # --- RTE, which both suites have
 
 
@@ -183,6 +209,8 @@ BROKEN: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("cb", put("label", value="entails"), "label 'entails' is none of entailment, contradiction, neutral"),
     ("cb", put("hypothesis", value=7), "'hypothesis' is empty or no text: 7"),
     ("cb", put("idx", value="a"), "'idx' is 'a', not a whole number"),
+    ("axb", put("idx", value="-1"), "'idx' is '-1', not a whole number"),
+    ("cb", put("idx", value=True), "'idx' is True, not a whole number"),
     ("copa", drop("choice2"), "no 'choice2'"),
     ("copa", put("choice1", value=""), "'choice1' is empty"),
     ("copa", put("question", value="reason"), "question 'reason' is none of cause, effect"),
@@ -204,6 +232,17 @@ BROKEN: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("wsc", put("target", "span2_index", value=99), r"span 'he' at word 99 is outside the text of \d+ words"),
     ("wsc", put("target", "span1_text", value=""), "'span1_text' is empty"),
     ("wsc", drop("target"), "no 'span1_text'"),
+    ("multirc", put("passage", "questions", 0, "answers", 0, value="x"), "'answers' holds 'x', not an object"),
+    ("multirc", put("passage", "questions", 0, value="x"), "'questions' holds 'x', not an object"),
+    ("record", drop("qas"), "no 'qas'"),
+    ("record", put("qas", 0, value="x"), "'qas' holds 'x', not an object"),
+    ("record", put("qas", 0, "answers", value=["Ben"]), "'answers' holds 'Ben', not an object"),
+    ("record", put("qas", 0, "answers", value="Ben"), "'answers' is 'Ben', not a list"),
+    ("record", put("passage", "entities", 0, value="Ben"), "'entities' holds 'Ben', not an object"),
+    ("copa", put("idx", value=10), r"the idx of .*COPA/val\.jsonl, line 1"),
+    ("wsc", put("target", value="he"), "'target' is 'he', not an object"),
+    ("cb", put("idx", value=2**31), "'idx' is 2147483648, out of range"),
+    ("cb", put("premise", value="\ud83d x"), "no JSON .*surrogates not allowed"),
     ("axb", put("sentence2", value=""), "'sentence2' is empty"),
     ("axg", put("label", value="neutral"), "label 'neutral' is none of entailment, not_entailment"),
 ]
@@ -255,6 +294,15 @@ def test_what_the_official_tools_put_up_with_is_counted(tmp_path: Path, caplog: 
     assert f"multirc: an answer without a word, in 1 rows; the first is {path}, line 3" in caplog.text
 
 
+def test_an_answer_that_is_no_entity_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No candidate can then be right; the query stays, and scores what shares words with the answer."""
+    path = broken("record", tmp_path, 2, put("qas", 0, "answers", 0, "text", value="Nobody"))
+    with caplog.at_level(logging.WARNING):
+        rows = local(spec("record"), tmp_path).parts[""]
+    assert len(rows) == len(expected_rows("record", "val"))
+    assert f"record: an answer that is no entity of the passage, in 1 rows; the first is {path}, line 2" in caplog.text
+
+
 def test_hub_rows_that_are_wrong(folders: dict[str, Path], tmp_path: Path) -> None:
     task = spec("copa")
     write_hub(tmp_path / "hub")
@@ -287,8 +335,14 @@ def test_real_files(name: str, real_data: Path, specs: dict[str, TaskSpec]) -> N
     per = 2 if name == "copa" else 1
     assert (len(data.train), len(data.parts[""])) == (train * per, dev * per)
     assert data.official == (name != "boolq")
+    splits = {"train": data.train, "val": data.parts[""]}
     if test:
-        assert len(source.load_tests()[""]) == test * per
+        splits["test"] = source.load_tests()[""]
+        assert len(splits["test"]) == test * per
+    for split, found in splits.items():
+        there = [json.loads(line)["idx"] for line in (folder / f"{split}.jsonl").read_text("utf-8").splitlines()]
+        numbers = [group[-1] for group in found[:]["group"]] if name == "copa" else found[:]["idx"]
+        assert numbers == [idx for idx in there for _ in range(per)], f"{split}: dropped, doubled or reordered"
     records = [json.loads(line) for line in (folder / "val.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = data.parts[""].to_list()
     if name == "copa":
@@ -314,6 +368,9 @@ def test_real_record(real_data: Path, specs: dict[str, TaskSpec]) -> None:
     rows = local(specs["record"], real_data).parts[""]
     groups = group_numbers(rows)
     assert (groups.max() + 1, len(rows)) == (32, 369)
+    lines = (real_data / "superglue" / "ReCoRD" / "val.jsonl").read_text("utf-8").splitlines()
+    queries = [[record["idx"], query["idx"]] for record in map(json.loads, lines) for query in record["qas"]]
+    assert [list(group) for group in dict.fromkeys(map(tuple, rows[:]["group"]))] == queries
     assert all(row["candidate"] in row["query"] and row["candidate"] in row["passage"] for row in rows)
     assert all((row["candidate"] in row["answers"]) == (row["label"] == 1) for row in rows)
     assert len({int(groups[n]) for n, label in enumerate(rows[:]["label"]) if label == 1}) == 32

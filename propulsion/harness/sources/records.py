@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import LocalSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, features
-from propulsion.harness.sources.reshape import RESHAPES, BadRow, Record, Row
+from propulsion.harness.sources.reshape import RESHAPES, BadRow, Record, Row, index
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ def read_records(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Reco
             raise UserError(f"{path}, line {blank}: an empty line between others; take it out, or fetch the file again")
         try:
             found = json.loads(line.decode("utf-8-sig" if last == 0 else "utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            if b"\\ud" in line.lower():  # half of a surrogate pair is no text
+                json.dumps(found, ensure_ascii=False).encode()
+        except (UnicodeError, json.JSONDecodeError) as error:
             raise UserError(f"{place}: no JSON ({error}); correct the line, or fetch the file again") from error
         if not isinstance(found, dict):
             raise UserError(
@@ -58,11 +61,17 @@ def columns_of(
     """
     columns: dict[str, list[Any]] = {name: [] for name in features(task)}
     odd: dict[str, list[str]] = {}
+    seen: dict[tuple[int, ...], str] = {}  # where rows are scored together: the first row of each, and its place
     for place, found in records:
         try:
             rows = rows_of(found)
             if labelled and any(row["label"] == UNLABELLED for row in rows):
                 raise BadRow("no label")
+            if task.group == "given":
+                for group, its in itertools.groupby(rows, key=lambda row: tuple(row["group"])):
+                    first = seen.setdefault((*group, next(its)["idx"]), place)
+                    if first != place:
+                        raise BadRow(f"the idx of {first}")
         except BadRow as error:
             raise UserError(f"{place}: {error}; correct it, or fetch the file again") from error
         for row in rows:
@@ -94,9 +103,7 @@ def flat(task: TaskSpec, spec: LocalSpec) -> Callable[[Record], list[Row]]:
         for column, text in row.items():
             if not isinstance(text, str) or not text.strip():
                 raise BadRow(f"no '{column}'" if text is None else f"'{column}' is empty or no text: {text!r}")
-        if not isinstance(found["idx"], int):
-            raise BadRow(f"'idx' is {found['idx']!r}, not a whole number")
-        return [{**row, "label": label(_value(found, spec.columns.get("label", "label"))), "idx": found["idx"]}]
+        return [{**row, "label": label(_value(found, spec.columns.get("label", "label"))), "idx": index(found)}]
 
     def label(word: Any) -> Any:
         if word is None:

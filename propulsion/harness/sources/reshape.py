@@ -19,6 +19,7 @@ Row = dict[str, Any]
 FIRST_MARK, SECOND_MARK = "*", "#"  # around the marked spans: as in T5's rendering of WSC
 COPA_QUESTIONS = {"cause": "What was the cause?", "effect": "What was the effect?"}
 PLACEHOLDER = "@placeholder"
+LARGEST = 2**31  # numbers are 32 bits wide in the columns, as on the hub
 
 
 class BadRow(ValueError):
@@ -36,7 +37,7 @@ def copa(record: Record) -> list[Row]:
             "choice": f"{COPA_QUESTIONS[question]} {_text(record, f'choice{place + 1}')}",
             "label": UNLABELLED if right == UNLABELLED else int(place == right),
             "idx": place,
-            "group": [_number(record, "idx")],
+            "group": [index(record)],
         }
         for place in range(2)
     ]
@@ -50,12 +51,10 @@ def multirc(record: Record) -> list[Row]:
         return [_answer(_text(record, "paragraph"), _text(record, "question"), record, _number(idx, "answer"), group)]
     passage = _part(record, "passage", dict)
     paragraph, rows = _text(passage, "text"), []
-    for question in _part(passage, "questions", list):
-        text, group = _text(question, "question"), [_number(record, "idx"), _number(question, "idx")]
-        for answer in _part(question, "answers", list):
-            rows.append(
-                _answer(paragraph, text, {**answer, "answer": answer.get("text")}, _number(answer, "idx"), group)
-            )
+    for question in _objects(passage, "questions"):
+        text, group = _text(question, "question"), [index(record), index(question)]
+        for answer in _objects(question, "answers"):
+            rows.append(_answer(paragraph, text, {**answer, "answer": answer.get("text")}, index(answer), group))
     return rows
 
 
@@ -77,18 +76,18 @@ def record(record: Record) -> list[Row]:
     The candidates are the different texts of the passage's entities in alphabetical order, as on the hub: an
     entity named twice is one candidate. `end` is the place of an entity's last character.
     """
-    if "qas" not in record:
+    if "query" in record:  # of the hub
         idx = _part(record, "idx", dict)
         query = {"query": _text(record, "query"), "idx": _number(idx, "query"), "answers": record.get("answers")}
         entities = set(_part(record, "entities", list))
         return _candidates(_text(record, "passage"), entities, query, _number(idx, "passage"))
     passage = _part(record, "passage", dict)
     text = _text(passage, "text")
-    entities = {_entity(text, entity) for entity in _part(passage, "entities", list)}
+    entities = {_entity(text, entity) for entity in _objects(passage, "entities")}
     rows = []
-    for query in _part(record, "qas", list):
-        answers = [_text(answer, "text") for answer in query.get("answers") or []]
-        rows += _candidates(text, entities, {**query, "answers": answers}, _number(record, "idx"))
+    for query in _objects(record, "qas"):
+        answers = [_text(answer, "text") for answer in _objects(query, "answers")] if query.get("answers") else []
+        rows += _candidates(text, entities, {**query, "answers": answers}, index(record))
     return rows
 
 
@@ -105,23 +104,26 @@ def _candidates(passage: str, entities: set[str], query: Record, passage_idx: in
         raise BadRow(f"query {text[:40]!r} has no {PLACEHOLDER}")
     if not entities:
         raise BadRow("a passage without entities")
-    return [
+    rows: list[Row] = [
         {
             "passage": passage,
             "query": text.replace(PLACEHOLDER, candidate),
             "label": int(candidate in answers) if answers else UNLABELLED,
             "idx": place,
-            "group": [passage_idx, _number(query, "idx")],
+            "group": [passage_idx, index(query)],
             "candidate": candidate,
             "answers": answers,
         }
         for place, candidate in enumerate(sorted(entities))
     ]
+    if not entities.issuperset(answers):
+        rows[0]["odd"] = "an answer that is no entity of the passage"
+    return rows
 
 
 def wic(record: Record) -> list[Row]:
     """Both sentences with the word between marks: `my mouth *water*.`"""
-    row: Row = {"label": _label(record), "idx": _number(record, "idx"), "spans": []}
+    row: Row = {"label": _label(record), "idx": index(record), "spans": []}
     for place, side in enumerate("12"):
         text = _text(record, f"sentence{side}")
         start, end = _number(record, f"start{side}"), _number(record, f"end{side}")
@@ -134,24 +136,24 @@ def wic(record: Record) -> list[Row]:
 
 def wsc(record: Record) -> list[Row]:
     """The text with the noun phrase and the pronoun between marks: `*The queen* met the boy before #he# left.`"""
-    text, target = _text(record, "text"), {**record, **(record.get("target") or {})}
+    text, target = _text(record, "text"), _part(record, "target", dict) if "target" in record else record
     found, odd = [], []
     for name, sign in (("span1", FIRST_MARK), ("span2", SECOND_MARK)):
         start, end, fault = locate(text, _text(target, f"{name}_text"), _number(target, f"{name}_index"))
         found.append((start, end, sign))
         odd += [fault] if fault else []
     marked, spans = mark(text, found)
-    row = {"text": marked, "label": _label(record), "idx": _number(record, "idx"), "spans": [[0, *s] for s in spans]}
+    row = {"text": marked, "label": _label(record), "idx": index(record), "spans": [[0, *s] for s in spans]}
     return [{**row, "odd": odd[0]} if odd else row]
 
 
 def locate(text: str, span: str, index: int) -> tuple[int, int, str]:
     """Characters (start, end) of a span that is given by its words and the number of its first word.
 
-    In the official files some spans differ from the text in case or punctuation, some are a few words off, and a
-    few are no part of it at all ("Kamenev, Zinoviev, and Stalin"). The occurrence nearest to the index is taken;
-    without one the words at the index, as many as the span has, as the official tools do. The third value says
-    which of the two faults it was; empty where the span is at its index.
+    In the official files some spans differ from the text in case, punctuation or spaces ("theyscold"), some are a few
+    words off, and a few are no part of it at all ("Kamenev, Zinoviev, and Stalin"). The occurrence nearest to the
+    index is taken; without one the words at the index, as many as the span has, as the official tools do. The third
+    value says which of the two faults it was; empty where the span is at its index.
 
     Raises:
         BadRow: the text has no word of that number.
@@ -160,13 +162,14 @@ def locate(text: str, span: str, index: int) -> tuple[int, int, str]:
     if not 0 <= index < len(words):
         raise BadRow(f"span {span!r} at word {index} is outside the text of {len(words)} words")
     parts = [re.escape(part) for part in re.findall(r"\w+", span)] or [re.escape(span.strip())]
-    pattern = r"(?<!\w)" + r"\W+".join(parts) + r"(?!\w)"
+    letters = r"\W*".join(map(re.escape, re.findall(r"\w", span))) or parts[0]
     at = words[index]
-    matches = list(re.finditer(pattern, text, re.IGNORECASE))
-    if matches:
-        nearest = min(matches, key=lambda match: abs(match.start() - at.start()))
-        there = at.start() <= nearest.start() < at.end()
-        return nearest.start(), nearest.end(), "" if there else "a span some words away from its index"
+    for spelt in (r"\W+".join(parts), letters):
+        matches = list(re.finditer(rf"(?<!\w){spelt}(?!\w)", text, re.IGNORECASE))
+        if matches:
+            nearest = min(matches, key=lambda match: abs(match.start() - at.start()))
+            there = at.start() <= nearest.start() < at.end()
+            return nearest.start(), nearest.end(), "" if there else "a span some words away from its index"
     last = words[min(index + len(span.split()), len(words)) - 1]
     return at.start(), last.end(), "a span that is no part of the text"
 
@@ -202,11 +205,31 @@ def _text(record: Record, key: str) -> str:
     return value
 
 
+def index(record: Record) -> int:
+    """The number at `idx`, which AX-b's published file writes as a text: `"12"`.
+
+    Raises:
+        BadRow: none, or something else.
+    """
+    value = record.get("idx")
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else _number(record, "idx")
+
+
 def _number(record: Record, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise BadRow(f"'{key}' is {value!r}, not a whole number" if key in record else f"no '{key}'")
+    if abs(value) >= LARGEST:
+        raise BadRow(f"'{key}' is {value}, out of range")
     return value
+
+
+def _objects(record: Record, key: str) -> list[Record]:
+    found: list[Any] = _part(record, key, list)
+    for one in found:
+        if not isinstance(one, dict):
+            raise BadRow(f"'{key}' holds {str(one)[:40]!r}, not an object")
+    return found
 
 
 def _part(record: Record, key: str, kind: type) -> Any:
