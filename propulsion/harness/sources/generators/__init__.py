@@ -126,11 +126,11 @@ class RecordFamily:
 RECORD_FAMILIES = {
     family.name: family
     for family in (
-        RecordFamily("causes", 1, "copa", causes.PHENOMENA),
-        RecordFamily("answers", 1, "multirc", answers.PHENOMENA),
+        RecordFamily("causes", 2, "copa", causes.PHENOMENA),
+        RecordFamily("answers", 2, "multirc", answers.PHENOMENA),
         RecordFamily("cloze", 1, "record", cloze.PHENOMENA),
-        RecordFamily("senses", 1, "wic", senses.PHENOMENA),
-        RecordFamily("pronouns", 1, "wsc", pronouns.PHENOMENA),
+        RecordFamily("senses", 2, "wic", senses.PHENOMENA),
+        RecordFamily("pronouns", 2, "wsc", pronouns.PHENOMENA),
         RecordFamily("roles", 1, "", roles.PHENOMENA),
     )
 }

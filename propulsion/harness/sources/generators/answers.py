@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from propulsion.harness.sources.generators.draw import MONTHS, PEOPLE, PLACES, Draw
+from propulsion.harness.sources.generators.inference import ACTS
 
 VERBS = ("went to", "lived in", "came from")
 
@@ -31,6 +32,15 @@ def when(draw: Draw, place: int) -> list[dict[str, Any]]:
     return _paragraph(draw, facts, f"When did {one} work?", (first, second), (third, absent))
 
 
+def deeds(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """Anna never sang. Ben never left. / What do we know? / Anna never sang: true. Anna sang: false."""
+    people, acts, never = draw.two(PEOPLE), draw.two(ACTS), draw.flip()
+    told = [f"{who} {'never ' * never}{act}" for who, act in zip(people, acts, strict=True)]
+    denied = [f"{who} {'never ' * (not never)}{act}" for who, act in zip(people, acts, strict=True)]
+    facts = f"{told[0]}.", f"{told[1]}."
+    return _paragraph(draw, facts, "What do we know?", (told[0], told[1]), (denied[0], denied[1]))
+
+
 def _paragraph(
     draw: Draw, facts: tuple[str, str], question: str, right: tuple[str, str], wrong: tuple[str, str]
 ) -> list[dict[str, Any]]:
@@ -39,4 +49,5 @@ def _paragraph(
     return [{"passage": {"text": " ".join(facts), "questions": [{"idx": 0, "question": question, "answers": answers}]}}]
 
 
-PHENOMENA = (who, where, when)
+# Half is about what is denied, half about who was where.
+PHENOMENA = (deeds, deeds, deeds, who, where, when)

@@ -22,6 +22,30 @@ STORIES = (  # what came first, then, and last
 )
 
 
+PLAIN = (  # the same, where "never" can stand before each
+    ("forgot the umbrella", "got wet in the rain", "caught a cold"),
+    ("trained every day", "won the race", "got a gold medal"),
+    ("touched the hot stove", "burned a finger", "needed a bandage"),
+    ("read the whole book", "knew the answers", "passed the exam"),
+    ("ate spoiled fish", "felt sick", "went to the doctor"),
+    ("missed the bus", "came late to work", "lost the job"),
+    ("heard the joke", "laughed out loud", "woke the baby"),
+    ("planted a seed", "grew a tree", "sold apples"),
+    ("saved money", "bought a car", "drove to the sea"),
+    ("broke the window", "paid for the damage", "asked for a loan"),
+    ("learned to swim", "crossed the lake", "won a prize"),
+    ("told a lie", "lost a friend", "felt lonely"),
+)
+
+
+def denial(draw: Draw, place: int) -> list[dict[str, Any]]:
+    """Anna never won the race. What was the cause? Anna never trained every day. / Anna trained every day."""
+    story, cause, never, who = draw.pick(PLAIN), draw.flip(), draw.flip(), draw.pick(PEOPLE)
+    told = story[0 if cause else 2]
+    right, wrong = (f"{who} {'never ' * says}{told}" for says in (never, not never))
+    return _question(place, f"{who} {'never ' * never}{story[1]}", right, wrong, cause)
+
+
 def person(draw: Draw, place: int) -> list[dict[str, Any]]:
     """Anna was very tired. What was the cause? Anna worked all night. / Ben worked all night."""
     story, cause, (who, other) = draw.pick(STORIES), draw.flip(), draw.two(PEOPLE)
@@ -49,4 +73,5 @@ def _question(place: int, premise: str, right: str, wrong: str, cause: bool) -> 
     return [{**record, "choice1": f"{choices[0]}.", "choice2": f"{choices[1]}."}]
 
 
-PHENOMENA = (person, person, person, topic, direction)
+# Who it is shows in frozen features, so the larger part are denials.
+PHENOMENA = (denial, denial, denial, denial, person, topic, direction)

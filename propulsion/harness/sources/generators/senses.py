@@ -6,62 +6,62 @@ from typing import Any
 
 from propulsion.harness.sources.generators.draw import PEOPLE, Draw
 
-# word -> sentences with the one meaning, and with the other; {} stands for the word, somebody is named first.
-# The sentences of one meaning have a word in common, so that the pair can tell.
+# word -> sentences about the animal, and about the thing or deed; {} stands for the word, somebody is named first.
+# All words have the same two kinds of meaning, so that what tells them apart in one helps with the others.
 SENSES = {
-    "bank": (
-        ("swam to the {} of the river", "fished in the river from the {}", "saw the river from its muddy {}"),
-        ("asked the {} for a loan", "paid the loan back to the {}", "got a cheap loan from a {}"),
-    ),
     "bat": (
-        ("saw a {} in the dark cave", "woke the {} in the cave", "heard the {} leave its cave"),
-        ("hit the ball with a {}", "missed the ball with the {}", "swung the {} at the ball"),
-    ),
-    "match": (
-        ("lit the candle with a {}", "held a {} to the candle", "had a candle but no {}"),
-        ("won the tennis {}", "lost a {} of tennis", "watched the tennis {}"),
-    ),
-    "letter": (
-        ("put a stamp on the {}", "sent the {} without a stamp", "tore the stamp off the {}"),
-        ("learned the last {} of the alphabet", "wrote each {} of the alphabet", "forgot a {} of the alphabet"),
+        ("saw a wild {} asleep in the cave", "fed a young {} with insects", "heard the {} fly from its nest"),
+        ("bought a wooden {} for the game", "hit the ball with the {}", "left the {} at the stadium"),
     ),
     "mouse": (
-        ("plugged the {} into the computer", "moved the {} of the computer", "bought a computer with a {}"),
-        ("saw a {} eat the cheese", "caught the {} with cheese", "gave the {} some cheese"),
+        ("saw a wild {} asleep in the grass", "fed a young {} with cheese", "heard the {} run to its nest"),
+        ("bought a wireless {} for the computer", "clicked the {} at the desk", "plugged the {} into the laptop"),
     ),
-    "palm": (
-        ("read the lines of the hand on the {}", "opened the hand to show the {}", "cut the {} of one hand"),
-        ("rested on the beach under a {}", "planted a {} at the beach", "saw the beach behind the {}"),
+    "crane": (
+        ("saw a wild {} asleep by the lake", "fed a young {} with fish", "heard the {} fly from its nest"),
+        ("bought a steel {} for the factory", "lifted the bricks with the {}", "parked the {} at the building"),
     ),
-    "nail": (
-        ("hit the {} with a hammer", "took a hammer and a {}", "bent the {} with the hammer"),
-        ("broke a {} of one finger", "painted the {} of each finger", "hurt a finger under the {}"),
+    "seal": (
+        ("saw a wild {} asleep on the ice", "fed a young {} with fish", "heard the {} bark in the zoo"),
+        ("bought a rubber {} for the pipe", "closed the letter with a {}", "put the {} on the contract"),
     ),
-    "spring": (
-        ("waited all winter for {}", "likes {} more than winter", "moved in {} after the winter"),
-        ("oiled the {} of the clock", "broke the clock and its {}", "took the {} out of the clock"),
+    "bug": (
+        ("saw a wild {} asleep on a leaf", "fed the frog with a young {}", "heard the {} crawl in the grass"),
+        ("paid a programmer to fix the {}", "found a {} in the software", "printed the {} on the screen"),
     ),
-    "star": (
-        ("saw a {} in the night sky", "drew the sky with one {}", "found the {} high in the sky"),
-        ("became a {} of film", "met the {} of the film", "made a film about a {}"),
+    "worm": (
+        ("saw a wild {} asleep in the mud", "fed the bird with a young {}", "watched the {} crawl in the grass"),
+        ("paid a programmer to stop the {}", "found a {} on the computer", "sent a {} by email to the office"),
     ),
-    "plant": (
-        ("grew a {} from a seed", "found the seed of a {}", "got one seed from the {}"),
-        ("made steel in a {}", "sold the {} and its steel", "works in a steel {}"),
+    "jaguar": (
+        ("saw a wild {} asleep in the forest", "fed a young {} with meat", "heard the {} roar in the zoo"),
+        ("bought a used {} from the dealer", "drove the {} to the garage", "parked the {} at the office"),
     ),
-    "court": (
-        ("told the judge in {} the truth", "saw the judge leave the {}", "met the judge before the {}"),
-        ("played badminton on the {}", "left the {} after badminton", "booked the {} for badminton"),
+    "bass": (
+        ("saw a wild {} asleep in the lake", "fed a young {} with insects", "watched the {} swim in the river"),
+        ("bought an electric {} for the band", "played the {} at the concert", "plugged the {} into the speaker"),
     ),
-    "trunk": (
-        ("climbed the {} of the old tree", "painted the tree and its {}", "hid behind the {} of a tree"),
-        ("saw the elephant lift its {}", "touched the {} of the elephant", "fed the elephant by its {}"),
+    "cricket": (
+        ("saw a wild {} asleep in the grass", "fed the frog with a young {}", "heard the {} sing in the forest"),
+        ("bought a ticket for the {} game", "played {} at the stadium", "watched the {} match on the screen"),
+    ),
+    "fly": (
+        ("saw a wild {} asleep on a leaf", "fed the frog with a young {}", "heard the {} buzz in the forest"),
+        ("bought a ticket to {} to the city", "paid the pilot to {} the plane", "took the airline to {} home"),
+    ),
+    "duck": (
+        ("saw a wild {} asleep by the lake", "fed a young {} with bread", "heard the {} fly from its nest"),
+        ("told the boxer to {} the punch", "had to {} under the low door", "tried to {} behind the car"),
+    ),
+    "bear": (
+        ("saw a wild {} asleep in the cave", "fed a young {} with fish", "heard the {} roar in the zoo"),
+        ("paid the bank to {} the cost", "had to {} the noise at the office", "agreed to {} the blame at work"),
     ),
 }
 
 
 def pairs(draw: Draw, place: int) -> list[dict[str, Any]]:
-    """Anna swam to the bank of the river. / Ben asked the bank for a loan.: false."""
+    """Anna fed a young bat with insects. / Ben hit the ball with the bat.: false."""
     word, label = draw.pick(tuple(SENSES)), bool(place)
     senses = draw.two(SENSES[word])
     first, second = draw.two(senses[0]) if label else (draw.pick(senses[0]), draw.pick(senses[1]))
