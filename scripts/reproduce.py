@@ -25,7 +25,8 @@ from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY, check_writable
 from propulsion.harness.sources import open_source
-from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
+from propulsion.harness.sweeps import TABLES_FOLLOW
+from propulsion.harness.tracking import log_tables
 from scripts.tables import print_tables
 
 PROFILES = ("auto", "mini", "paper")

@@ -4,6 +4,7 @@
     python -m scripts.run -m task=rte,mrpc method=head,lora,propulsion 'seed=range(3)' data=local data.dir=<folder>
 
 A finished cell is skipped, an interrupted one goes on, a failed one is recorded and the sweep goes on.
+What is done is skipped before torch is imported, which takes longer than all the rest: hence the imports in functions.
 Exit code: 0 all done, 1 a cell failed, 2 bad input, 75 a cell is running elsewhere, 130 interrupted (Ctrl-C once saves
 a checkpoint first, twice stops at once), 128 + n stopped by signal n with its checkpoint saved.
 """
@@ -15,21 +16,20 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from propulsion.harness import packing, planning, ranks, stops, sweeps
-from propulsion.harness.cell import run_cell
+from propulsion.harness import ranks, stops, sweeps
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError, unknown
+from propulsion.harness.finished import skipped
 from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
 from propulsion.harness.progress import cell_line, job, note_of
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import Settings, explain, read_settings
-from propulsion.harness.tracking import TABLES_FOLLOW, log_tables
-from propulsion.harness.turns import clock
 
 MAIN_PROCESS = "PROPULSION_MAIN_PROCESS"
 LAUNCHER, LOCAL_WORKERS = "hydra/launcher=", "hydra/launcher=joblib"
@@ -63,9 +63,15 @@ def run(config: DictConfig) -> None:
         return sweeps.leave(sweeps.Note(number, sweeps.STOPPED, words=words))
     try:
         settings = read_settings(config)
-        at_once = packing.width(settings)
     except UserError as error:
         return _refuse(sweeps.Note(number, sweeps.REFUSED, reason=str(error), words=words))
+    try:
+        done = skipped(settings)
+        at_once = 1 if done else _width(settings)
+    except UserError as error:
+        return _refuse(sweeps.Note(number, sweeps.REFUSED, settings.cell, str(error), words=words))
+    if done is not None:
+        return _tell(settings, done, False, 0.0, number, words)
     if at_once > 1 and sweeps.size() and os.environ.get(MAIN_PROCESS) == str(os.getpid()) and not _launcher():
         _waiting.append(Waiting(settings, number, words))
         return None
@@ -74,17 +80,24 @@ def run(config: DictConfig) -> None:
 
 def run_packs() -> None:
     """Run the cells that were kept back: those that fit together in packs, the others alone, in the sweep's order."""
+    if not _waiting:
+        return
+    from propulsion.harness import packing
+
     waiting, _waiting[:] = list(_waiting), []
     for cells in packing.packs(waiting, lambda cell: cell.settings):
         if len(cells) == 1:
             cells[0].run()
         else:
-            with stops.sweep_of_workers(True):
+            with stops.graceful_threads():
                 packing.Pack(packing.width(cells[0].settings)).run(cell.run for cell in cells)
 
 
 def run_one(settings: Settings, number: int, words: list[str], again: bool = False) -> None:
     """Run a cell, print its line and leave its note, whichever way it ends."""
+    from propulsion.harness.cell import run_cell
+    from propulsion.harness.turns import clock, current
+
     started = clock()
     try:
         entry, ran = run_cell(settings)
@@ -103,11 +116,23 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
         raise
     except stops.Preempted as preempted:
         _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
+        if current() is not None:  # of a pack: the others save theirs first
+            raise
         preempted.hand_over()
         if os.environ.get(MAIN_PROCESS) != str(os.getpid()):  # whoever waits for a launched job wants a result
             raise CellStopped(int(preempted.code or 0)) from preempted
         raise
-    seconds = clock() - started
+    _tell(settings, entry, ran, clock() - started, number, words)
+
+
+def _width(settings: Settings) -> int:
+    from propulsion.harness import packing
+
+    return packing.width(settings)
+
+
+def _tell(settings: Settings, entry: dict[str, Any], ran: bool, seconds: float, number: int, words: list[str]) -> None:
+    """Leave the note of a cell that has a record, and print its line."""
     if ranks.rank() == 0:
         sweeps.leave(note_of(settings, entry, ran, seconds, number, words))
     _say(cell_line(settings, entry, ran, seconds, number))
@@ -191,7 +216,10 @@ def _sweep() -> int:
 
 def _track(notes: list[sweeps.Note]) -> None:
     """Log the tables of a sweep that has any, unless who started it makes them itself."""
-    if TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
+    if sweeps.TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
+        from propulsion.harness import planning
+        from propulsion.harness.tracking import log_tables
+
         (settings,) = planning.settings_of(notes[0].words)
         log_tables(settings)
 
@@ -209,6 +237,8 @@ def _try_again() -> None:
     patience = time.monotonic() + STALE_SECONDS + 2 * BEAT_SECONDS
     waiting = ranks.agreed(lambda: _elsewhere(sweeps.notes()))
     while waiting:
+        from propulsion.harness import planning
+
         for note in waiting:
             (settings,) = planning.settings_of(note.words)
             run_one(settings, note.number, note.words, again=True)

@@ -26,8 +26,9 @@ import torch
 
 from propulsion.harness import cell, record
 from propulsion.harness.cell import run_cell
+from propulsion.harness.digests import file_digest
+from propulsion.harness.kept import weights_path
 from propulsion.harness.settings import Settings
-from propulsion.harness.weights import file_digest, weights_path
 from tests.conftest import compose_settings
 
 OPTIONS = ("training.max_steps=12", "training.evaluations=2", "training.checkpoint_seconds=0.05", "data.train_rows=48")

@@ -14,9 +14,10 @@ from propulsion.harness import cell as cell_module
 from propulsion.harness import record, trainer
 from propulsion.harness.backbones import center_head, load_model
 from propulsion.harness.cell import run_cell
+from propulsion.harness.digests import start_digest
 from propulsion.harness.errors import UserError
+from propulsion.harness.kept import weights_path
 from propulsion.harness.sources import open_source
-from propulsion.harness.weights import start_digest, weights_path
 from tests.conftest import ComposeCell, compose_settings, names
 
 FIELDS: dict[str, set[str]] = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
 from propulsion.harness import checkpoints, leases, memory, record, stops, trainer, watch, weights
@@ -314,7 +315,7 @@ def test_what_does_not_fit_row_by_row_is_failed(tiny: ComposeCell, monkeypatch: 
     monkeypatch.setattr(trainer.CellTrainer, "training_step", lambda *_, **__: allocate("cuda"))
     entry, _ = run_cell(tiny(*OPTIONS))
     assert entry["status"] == "failed" and entry["error"]["type"] == "TooLarge"
-    assert (entry["cost"]["micro_batch"], entry["cost"]["oom_retries"]) == (1, 3)
+    assert (entry["cost"]["micro_batch"], entry["cost"]["oom_retries"]) == (1, 4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 12, 30, 64])
@@ -323,7 +324,51 @@ def test_smaller_pieces_make_the_same_batch(batch: int) -> None:
     while spec is not None:
         assert spec.batch_size * spec.accumulation == 3 * batch
         last, spec = spec, memory.smaller(spec)
-    assert last.batch_size == 1
+    assert last.batch_size == last.eval_batch_size == 1
+
+
+def test_an_evaluation_that_does_not_fit_is_made_smaller_too(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, predict = tiny(*OPTIONS, "training.batch_size=1"), trainer.CellTrainer.prediction_step
+    calm, _ = run_cell(tiny(*OPTIONS, "training.batch_size=1", f"results_dir={settings.results_dir}-calm"))
+
+    def step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(inputs["labels"]) > 1:
+            allocate("cuda")
+        return predict(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.CellTrainer, "prediction_step", step)
+    entry, _ = run_cell(settings)
+    assert entry["status"] == "success" and entry["cost"]["oom_retries"] == 1
+    assert entry["eval"]["last"] == calm["eval"]["last"]
+
+
+def test_a_checkpoint_holds_what_is_trained_and_restores_it_over_the_same_weights_alone(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny("method=head", "training.max_steps=20", NEVER)
+    at_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(settings)
+    (name,) = saved(settings)
+    (folder,) = Path(settings.results_dir).glob(f"checkpoints/*/{name}")
+    stored = load_file(folder / checkpoints.TRAINED)
+    assert set(stored) == {"classifier.weight", "classifier.bias"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 60_000  # most of it the random states
+    build = cell_module.build_model
+
+    def other(*args: Any) -> Any:
+        built = build(*args)
+        with torch.no_grad():
+            next(p for p in built[1].parameters() if not p.requires_grad).mul_(1.001)
+        return built
+
+    starts: list[int] = []
+    monkeypatch.setattr(cell_module, "build_model", other)
+    at_step(monkeypatch, 0, lambda: starts.append(0))
+    run_cell(settings)
+    assert starts == [0] and "was made over other weights" in capsys.readouterr().err
 
 
 # Numbers

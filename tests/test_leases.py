@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,10 +18,13 @@ from typing import Any
 import pytest
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import leases, record
+from propulsion.harness import finished, leases, record, trainer
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import RunningElsewhere
 from propulsion.harness.leases import Lease, find, held
+from propulsion.harness.settings import Settings
+from propulsion.harness.tables import load_records
+from propulsion.harness.tables.conditions import measurement
 from tests.conftest import ComposeCell
 
 FORK = multiprocessing.get_context("fork")
@@ -216,6 +221,62 @@ def test_processes_that_race_never_have_it_together(tmp_path: Path) -> None:
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
 
 
+def _sweep(cells: list[Settings], meeting: Path, ran: Any) -> None:
+    """A sweep of its own, whose first run waits in the middle until the other sweep's is in its middle too."""
+    signal.alarm(60)  # a process that waits in vain ends
+    step = trainer.CellTrainer.training_step
+
+    def beside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        (meeting / str(os.getpid())).touch()
+        while len(list(meeting.iterdir())) < 2:
+            time.sleep(0.01)
+        return step(self, *args, **kwargs)
+
+    trainer.CellTrainer.training_step = beside  # type: ignore[method-assign]
+    left = list(cells)
+    while left:
+        for settings in list(left):
+            with contextlib.suppress(RunningElsewhere):
+                entry, now = run_cell(settings)
+                left.remove(settings)
+                if now:
+                    ran.put((entry["key"], os.getpid()))
+        time.sleep(0.01)
+    ran.put(None)
+
+
+def test_two_sweeps_at_once_share_the_cells_and_mark_what_ran_beside_another(
+    tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "STALE_SECONDS", 60.0)
+    meeting, neighbours = tmp_path / "meeting", tmp_path / "neighbours"
+    meeting.mkdir()
+    neighbours.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(neighbours))  # not those of other tests
+    cells = [
+        tiny(f"task={task}", f"seed={seed}", "training.max_steps=11") for task in ("rte", "cola") for seed in (0, 1)
+    ]
+    ran = FORK.Queue()
+    sweeps = [FORK.Process(target=_sweep, args=(cells, meeting, ran)) for _ in range(2)]
+    for sweep in sweeps:
+        sweep.start()
+    runs, ended = [], 0
+    while ended < 2:
+        found = ran.get(timeout=60)
+        ended, runs = (ended + 1, runs) if found is None else (ended, [*runs, found])
+    for sweep in sweeps:
+        sweep.join()
+    records = load_records(tiny().results_dir)
+    assert sorted(key for key, _ in runs) == sorted(entry["key"] for entry in records)
+    assert len(runs) == 4 and len({pid for _, pid in runs}) == 2
+    beside = [entry for entry in records if entry["env"]["parallel_cells"] == 2]
+    assert beside  # the first to end saw the other; that one may have seen it before
+    assert all("2 cells at once" in measurement(entry) for entry in beside)
+    assert not Path(tiny().results_dir, "leases").exists() and not list(neighbours.glob("*/*"))
+    alone, _ = run_cell(tiny("seed=7"))
+    assert alone["env"]["parallel_cells"] == 1 and "at once" not in measurement(alone)
+
+
 def test_a_cell_that_another_process_has_is_not_run(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny("task=rte")
     key = record.cell_key(settings.config, cell_module.open_source(settings.task, settings.data).fingerprint())
@@ -236,10 +297,8 @@ def test_a_cell_that_was_finished_between_two_looks_is_not_run(
 ) -> None:
     first, _ = run_cell(tiny())
     looks = iter([None])
-    finished = cell_module._finished
-    monkeypatch.setattr(
-        cell_module, "_finished", lambda *a, **k: next(looks, None) or (finished(*a, **k) if k else None)
-    )
+    original = finished.finished
+    monkeypatch.setattr(finished, "finished", lambda *a, **k: next(looks, None) or (original(*a, **k) if k else None))
     monkeypatch.setattr(cell_module, "_run", lambda *_: pytest.fail("a finished cell was run"))
     again, ran = run_cell(tiny())
     assert not ran and again["digest"] == first["digest"]

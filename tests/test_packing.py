@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -297,6 +299,50 @@ def test_a_pack_that_is_stopped_goes_on_from_its_cells_checkpoints(
     assert len(folders) == 2 and not list((tmp_path / "stopped").glob("runs/*/*/*/*.json"))
     for one, other in zip(whole, run_packed(cells("stopped")), strict=True):
         _same(scores(one), scores(other))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_a_pack_saves_a_checkpoint_of_every_cell(
+    command: Callable[..., int],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ("-m", "experiment=tiny", FAST, "sweep.pack=2", "task=rte", "training.max_steps=20")
+    words = (*words, "training.checkpoint_seconds=1e6", "method=propulsion,lora,ia3")
+    step, count = packing.Pack._step, itertools.count()
+
+    def signalled(pack: Pack) -> None:
+        step(pack)
+        if next(count) == 8:
+            os.kill(os.getpid(), number)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    monkeypatch.setattr(packing.Pack, "_step", signalled)
+    try:
+        if number == signal.SIGINT:
+            assert command(*words, "results_dir=out") == 130
+        else:
+            with pytest.raises(SystemExit) as ended:
+                command(*words, "results_dir=out")
+            assert ended.value.code == 128 + number
+        assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else before[number])
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+    printed = capfd.readouterr()
+    said = "stopping: a checkpoint is saved first" if number == signal.SIGINT else f"stopped by signal {int(number)}"
+    assert (printed.out + printed.err).count(said) == (1 if number == signal.SIGINT else 2)
+    assert len(list(Path("out").glob("checkpoints/*/*/whole.json"))) == 2  # the third never started
+    assert not list(Path("out").glob("runs/*/*/*/*.json")) and not list(Path("out").glob("leases/*"))
+    if number == signal.SIGTERM:
+        assert command(*words, "results_dir=out") == 0
+        monkeypatch.setattr(packing.Pack, "_step", step)
+        assert command(*words, "results_dir=calm") == 0
+        found = [{p.stem: json.loads(p.read_text()) for p in Path(d, "runs").rglob("*.json")} for d in ("out", "calm")]
+        assert len(found[0]) == 3
+        for key, entry in found[1].items():
+            _same(scores(found[0][key]), scores(entry))
 
 
 @pytest.mark.parametrize("task", ["rte", "stsb"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from baselines import apply_method
 from propulsion.harness import cell as cell_module
 from propulsion.harness.backbones import load_model, load_tokenizer
+from propulsion.harness.cell import run_cell
 from propulsion.harness.progress import count_cells, duration
 from propulsion.harness.record import PARALLEL_CELLS
 from propulsion.harness.sweeps import TOTAL
 from scripts import run
-from tests.conftest import compose_settings, names
+from tests.conftest import ROOT, ComposeCell, compose_settings, names
 
 
 @pytest.fixture
@@ -54,6 +56,27 @@ BAD = {
     ),
     "broken override": (["task="], "task"),
     "batch of nothing": (["training.batch_size=0"], "training.batch_size=0: must be 1 or more"),
+    **{
+        f"{word}, which makes no sense": ([f"training.{word}"], f"training.{word}: must be {allowed}")
+        for word, allowed in {
+            "learning_rate=-1.0": "a finite number, 0 or more",
+            "learning_rate=nan": "a finite number, 0 or more",
+            "head_learning_rate=inf": "a finite number, 0 or more, or null",
+            "weight_decay=-0.1": "a finite number, 0 or more",
+            "max_grad_norm=-1.0": "a finite number, 0 or more",
+            "warmup_ratio=7.0": "0 or more and below 1; for a number of steps, use training.warmup_steps",
+            "warmup_steps=-3": "0 or more, or null for the ratio",
+            "dropout=1.0": "0 or more and below 1, or null",
+            "max_steps=0": "1 or more, or -1 for training.epochs",
+            "eval_steps=0": "1 or more, or null",
+            "checkpoint_seconds=-1.0": "a finite number, 0 or more",
+        }.items()
+    },
+    "no epochs": (
+        ["training.max_steps=-1", "training.epochs=-2"],
+        "training.epochs=-2.0: must be a finite number above 0",
+    ),
+    "a seed below 0": (["seed=-1"], "seed=-1: must be 0 or more and below 2**32"),
     "local data without a folder": (["data=local"], "data.dir"),
     "local data that is not there": (["data=local", "data.dir=nowhere"], "nowhere"),
     "targets that match nothing": (["method.peft.target_modules=[nowhere]"], "nowhere"),
@@ -136,6 +159,30 @@ def test_a_sweep_typed_again_skips_what_is_done(command: Any, capsys: pytest.Cap
     assert [("skipped" in line) for line in out] == [True, True, False, False]
     assert out[3] == "sweep of 3 cells: 1 done, 2 done before"
     assert len(list(Path("out").rglob("*.json"))) == 3
+
+
+def test_a_sweep_of_done_cells_imports_no_library_of_models(tmp_path: Path, tiny: ComposeCell) -> None:
+    run_cell(tiny())
+    words = ["-m", "experiment=tiny", f"results_dir={tiny().results_dir}", "seed=0"]
+    script = (
+        f"import sys; sys.argv = {['scripts.run', *words]!r}\n"
+        "from scripts import run; assert run.main() == 0\n"
+        "print(*sorted({'torch', 'transformers', 'peft', 'datasets', 'accelerate', 'pandas'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    skipped, summary, imported = ended.stdout.split("\n")[:3]
+    assert skipped.endswith("done before, skipped") and summary == "sweep of 1 cells: 1 done before"
+    assert imported == ""
+    assert len(list(Path(tiny().results_dir).rglob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    "order", ["import propulsion, peft", "import peft, propulsion", "import propulsion.harness.leases, peft"]
+)
+def test_the_tuner_is_known_to_peft_in_whichever_order_they_are_imported(order: str) -> None:
+    script = f"{order}; from peft import mapping; print(mapping.PEFT_TYPE_TO_CONFIG_MAPPING['PROPULSION'].__name__)"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "PropulsionConfig"
 
 
 def test_one_bad_cell_of_a_sweep_is_named_and_the_others_run(command: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,13 @@ from datasets import Dataset
 from propulsion.harness import record as record_module
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
+from propulsion.harness.kept import weights_path
 from propulsion.harness.submission import Request, submit
 from propulsion.harness.submission.choose import suites_of
 from propulsion.harness.submission.formats import SUITES, Target, answers_of, content
 from propulsion.harness.submission.majority import majority_logits
 from propulsion.harness.submission.predict import Predictor
 from propulsion.harness.tables import load_records
-from propulsion.harness.weights import weights_path
 from scripts.submit import main
 from tests.conftest import compose_settings
 

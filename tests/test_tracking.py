@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import logging
+import os
 import platform
 import re
 import sys
@@ -12,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from propulsion.harness import record, trainer
+from propulsion.harness import record, tracking, trainer
 from propulsion.harness.cell import run_cell
 from propulsion.harness.tracking import Tracker, log_tables
 from tests.conftest import ComposeCell
@@ -41,6 +45,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     module = types.ModuleType("wandb")
     module.api = types.SimpleNamespace(api_key=None)  # type: ignore[attr-defined]
     module.Settings = lambda **options: options  # type: ignore[attr-defined]
+    module.torn_down = 0  # type: ignore[attr-defined]
     module.calls = []  # type: ignore[attr-defined]
 
     def init(**options: Any) -> FakeRun:
@@ -48,7 +53,10 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         module.run = FakeRun(tmp_path, options["mode"] == "offline")  # type: ignore[attr-defined]
         return module.run  # type: ignore[attr-defined]
 
-    module.init = init  # type: ignore[attr-defined]
+    def teardown() -> None:
+        module.torn_down += 1  # type: ignore[attr-defined]
+
+    module.init, module.teardown = init, teardown  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return module
@@ -58,6 +66,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tracker, "offline", False)
     monkeypatch.setattr(Tracker, "off", False)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
 
 
 def test_a_cell_is_named_grouped_and_logged_and_offline_says_how_to_upload(
@@ -120,6 +129,27 @@ def test_a_login_that_is_broken_is_said_once_and_all_cells_are_kept_offline(
         run_cell(tiny("tracking=wandb", f"seed={seed}", "training.max_steps=1"))
     assert [call["mode"] for call in wandb.calls] == ["online", "offline", "offline", "offline"]
     assert capsys.readouterr().err.count("W&B failed to start (the login has failed)") == 1
+    assert wandb.torn_down == 1  # else W&B says of the same run, offline, that its id is in use
+
+
+@pytest.mark.parametrize("fills", ["before", "after"])
+def test_a_full_disk_in_the_folder_of_wandb_is_said_in_one_line_and_no_upload_is_promised(
+    tiny: ComposeCell, wandb: Any, fills: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = itertools.count()
+
+    def full(folder: Path) -> None:
+        if fills == "before" or next(tries) % 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tracking, "try_writing", full)
+    for seed in (0, 1):
+        entry, _ = run_cell(tiny("tracking=wandb", f"seed={seed}", "training.max_steps=1"))
+        assert entry["status"] == "success"
+    printed = capsys.readouterr()
+    said = [line for line in printed.err.splitlines() if "W&B failed" in line and "No space left" in line]
+    assert len(said) == (1 if fills == "before" else 2)  # each run's own
+    assert "wandb sync" not in printed.out and logging.raiseExceptions is (fills == "before")
 
 
 def test_a_resumed_run_tells_again_what_was_logged_before(

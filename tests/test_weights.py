@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from propulsion.harness import trainer, training
 from propulsion.harness.assembly import build_model
 from propulsion.harness.cell import run_cell
+from propulsion.harness.digests import file_digest
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Scorer
 from propulsion.harness.keeping import kept_names
+from propulsion.harness.kept import AUTO_BYTES, rules_kept, weights_path
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
-from propulsion.harness.weights import AUTO_BYTES, file_digest, load_trained, rules_kept, weights_path
+from propulsion.harness.weights import load_trained
 from tests.conftest import ComposeCell
 
 MANY = ("training.max_steps=16", "training.evaluations=8", "training.learning_rate=0.05", "method=propulsion")

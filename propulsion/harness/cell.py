@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import logging
@@ -17,9 +16,10 @@ import torch
 from transformers import TrainerCallback
 
 from baselines import Counts, apply_method, count, in_head
-from propulsion.harness import devices, leases, memory, packing, ranks, record, speed
+from propulsion.harness import devices, finished, leases, memory, packing, ranks, record, speed
 from propulsion.harness.assembly import build_model, rows_of
 from propulsion.harness.backbones import Weights, build_empty, find_weights
+from propulsion.harness.digests import start_digest
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
 from propulsion.harness.evaluation import summarize
@@ -32,11 +32,7 @@ from propulsion.harness.stops import Stop
 from propulsion.harness.tracking import Tracker
 from propulsion.harness.training import Outcome, train
 from propulsion.harness.watch import Holder
-from propulsion.harness.weights import (
-    lacks_weights,
-    load_start,
-    start_digest,
-)
+from propulsion.harness.weights import load_start
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +56,16 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
     source = open_source(settings.task, settings.data)
     fingerprint = source.fingerprint()
     key = record.cell_key(settings.config, fingerprint)
-    if (done := ranks.agreed(lambda: _finished(settings, key))) is not None:
+    if (done := ranks.agreed(lambda: finished.finished(settings, key))) is not None:
         if ranks.rank() == 0:
-            _tidy(settings, key)
+            finished.tidy(settings, key)
         return done, False
     ranks.agreed(lambda: record.check_writable(settings.results_dir))
     _refuse_early(settings)
     lease = Lease(Path(settings.results_dir, leases.FOLDER), key, {"cell": settings.cell, "fingerprint": fingerprint})
     ranks.agreed(lambda: _take(lease, settings))
     try:
-        done = ranks.agreed(lambda: _finished(settings, key, holding=True))
+        done = ranks.agreed(lambda: finished.finished(settings, key, holding=True))
         if done is not None:  # by another process, between the two looks
             return done, False
         return _run_and_record(settings, key, source, fingerprint, lease), True
@@ -85,29 +81,6 @@ def _take(lease: Lease, settings: Settings) -> None:
         raise UserError(
             f"nothing can be written to {settings.results_dir} ({error.strerror}); make room, or set results_dir"
         ) from error
-
-
-def _finished(settings: Settings, key: str, holding: bool = False) -> dict[str, Any] | None:
-    """The record of a cell that need not run. The lease's holder sets aside what is none."""
-    path = record.record_path(settings, key)
-    if holding:
-        record.remove_leftovers(path)
-    done, broken = record.look(path)
-    if broken and holding:
-        print(f"{path} is {broken}; set aside as {record.set_aside(path).name}", file=sys.stderr)
-    if done is None or done["status"] == record.FAILED or lacks_weights(settings, done):
-        return None
-    return None if settings.rerun and done["status"] == record.DIVERGED else done
-
-
-def _tidy(settings: Settings, key: str) -> None:
-    """Remove what a process left of a finished cell that was killed after it wrote the record."""
-    checkpoints, folder = Path(settings.results_dir, "checkpoints", key), Path(settings.results_dir, leases.FOLDER)
-    left = checkpoints.exists() and not settings.training.keep_checkpoints
-    if left or leases.find(folder, key) is not None:
-        with contextlib.suppress(RunningElsewhere, OSError), Lease(folder, key, {"cell": settings.cell}):
-            if left:
-                shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: str, lease: Lease) -> dict[str, Any]:
@@ -218,7 +191,11 @@ def _run_smaller(
             spec = memory.smaller(spec)
             if spec is None:
                 raise
-            print(f"{settings.cell}: {error}; again with micro-batches of {spec.batch_size}", file=sys.stderr)
+            print(
+                f"{settings.cell}: {error}; again with micro-batches of {spec.batch_size}, "
+                f"evaluation with {spec.eval_batch_size}",
+                file=sys.stderr,
+            )
         _free_memory()
     raise AssertionError("count() has no end")
 

@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from propulsion.harness.errors import UserError
+
 _SETTLED_SECONDS = 2.0  # a file may change again within the tick of its own time
 _known: dict[tuple[object, ...], str] = {}
 
@@ -29,3 +31,18 @@ def file_digest(path: str | Path) -> str:
                 return digest
             _known[identity] = digest
         return _known[identity]
+
+
+def start_digest(path: str) -> str:
+    """Digest of a file to start from.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(
+            f"training.start_from={path} cannot be read ({error.strerror}); give the last.safetensors of a run "
+            "with training.keep_weights=last"
+        ) from error

@@ -6,6 +6,21 @@ import os
 import tempfile
 from pathlib import Path
 
+_ROOM = 1 << 16  # bytes: a record and its like
+
+
+def try_writing(folder: Path) -> None:
+    """Write into a folder, or the nearest one above it that exists; nothing is left behind.
+
+    Raises:
+        OSError: it does not take a file of the size of a record.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_ROOM))  # a full disk still makes empty files
+        file.flush()
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, as `write_bytes`."""

@@ -7,7 +7,6 @@ import socket
 import urllib.request
 from urllib.parse import urlsplit
 
-import datasets.config
 import huggingface_hub.constants
 
 PROBE_SECONDS = 3.0
@@ -25,6 +24,8 @@ def reachable() -> bool:
     try:
         socket.create_connection((endpoint.hostname, port), timeout=PROBE_SECONDS).close()
     except OSError:
+        import datasets.config
+
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
         return False

@@ -10,8 +10,9 @@ from torch import nn
 from baselines import Partition, in_head
 from propulsion.harness import ranks, record
 from propulsion.harness.errors import UserError
+from propulsion.harness.kept import BEST, LAST, rules_kept, weights_path
 from propulsion.harness.settings import Settings
-from propulsion.harness.weights import BEST, LAST, BestWeights, keep, rules_kept, tensor_names, weights_path
+from propulsion.harness.weights import BestWeights, keep, tensor_names
 
 
 def kept_names(settings: Settings, model: nn.Module, parts: Partition) -> list[str]:

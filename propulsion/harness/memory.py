@@ -45,11 +45,11 @@ def guarded(action: Callable[[], Any]) -> Any:
 def smaller(spec: TrainingSpec) -> TrainingSpec | None:
     """The same training in half the micro-batch (or the next part that divides it) and as much more accumulation.
 
-    None where a micro-batch is one row already.
+    Where a micro-batch is one row already, evaluation may be what does not fit: row by row as well, and then None.
     """
     parts = next((n for n in range(2, spec.batch_size + 1) if spec.batch_size % n == 0), None)
     if parts is None:
-        return None
+        return replace(spec, eval_batch_size=1) if spec.eval_batch_size > 1 else None
     return replace(
         spec,
         batch_size=spec.batch_size // parts,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
-
-import torch
-from accelerate import PartialState
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -33,7 +30,7 @@ def agreed(decide: Callable[[], Value]) -> Value:
     """
     if size() == 1:
         return decide()
-    join()
+    torch = join()
     box: list[tuple[Value | None, Exception | None]] = [(None, None)]
     if rank() == 0:
         try:
@@ -51,6 +48,7 @@ def either(*flags: bool) -> tuple[bool, ...]:
     """For each flag whether it is set on any process."""
     if size() == 1:
         return flags
+    torch = join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = torch.tensor(flags, dtype=torch.int32, device=device)
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
@@ -60,11 +58,17 @@ def either(*flags: bool) -> tuple[bool, ...]:
 def barrier() -> None:
     """Wait for all processes."""
     if size() > 1:
-        join()
-        torch.distributed.barrier()
+        join().distributed.barrier()
 
 
-def join() -> None:
-    """Start the process group as the Trainer will: gloo on CPUs, NCCL on GPUs."""
+def join() -> Any:
+    """Start the process group as the Trainer will: gloo on CPUs, NCCL on GPUs. Returns torch.
+
+    Imported here alone: one process that only skips what is done does without it.
+    """
+    import torch
+    from accelerate import PartialState
+
     if not torch.distributed.is_initialized():
         PartialState(cpu=not torch.cuda.is_available())
+    return torch

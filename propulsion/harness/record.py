@@ -9,24 +9,20 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import MISSING, OmegaConf
 
-from propulsion.harness.devices import device_name
+from propulsion.harness.digests import start_digest
 from propulsion.harness.errors import UserError
-from propulsion.harness.files import write_text
+from propulsion.harness.files import try_writing, write_text
 from propulsion.harness.settings import Config, Settings
-from propulsion.harness.weights import start_digest
 
 SCHEMA = 1
 SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
-_ROOM = 1 << 16  # bytes: a record and its like
 HARNESS_VERSION = 1  # raised when a change of the code, or of a default in settings.py, changes scores
 PARALLEL_CELLS = "PROPULSION_PARALLEL_CELLS"  # in the environment: cells of one sweep that share the machine
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -200,13 +196,8 @@ def check_writable(results_dir: str) -> None:
     Raises:
         UserError: it, or the nearest folder above it that exists, does not take a file.
     """
-    folder = Path(results_dir)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_ROOM))  # a full disk still makes empty files
-            file.flush()
+        try_writing(Path(results_dir))
     except OSError as error:
         raise UserError(
             f"results folder {results_dir} cannot be written ({error.strerror}); set results_dir=<a folder that can>"
@@ -233,6 +224,10 @@ def error_entry(error: BaseException) -> dict[str, str]:
 
 def environment(precision: str | None) -> dict[str, Any]:
     """Versions, commit and device. Names no host, user or path."""
+    import torch  # here: what is done is found without it
+
+    from propulsion.harness.devices import device_name
+
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "datasets")}
     commit, dirty = _git_state()
     return {

@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.ranges import check_numbers
 
 KINDS = ("classification", "regression")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -311,12 +312,6 @@ def _check(settings: Settings) -> None:
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"{key}={value}: use {' | '.join(allowed)}")
-    for key in ("batch_size", "eval_batch_size", "accumulation", "evaluations", "max_length"):
-        if getattr(settings.training, key) < 1:
-            raise UserError(f"training.{key}={getattr(settings.training, key)}: must be 1 or more")
-    for key in ("max_train_rows", "max_eval_rows", "eval_steps"):
-        value = getattr(settings.training, key)
-        if value is not None and value < 1:
-            raise UserError(f"training.{key}={value}: must be 1 or more, or null for all")
-    if settings.training.max_steps < 1 and settings.training.epochs <= 0:
-        raise UserError("training.epochs or training.max_steps must be above 0")
+    check_numbers(settings.training)
+    if not 0 <= settings.seed < 2**32:
+        raise UserError(f"seed={settings.seed}: must be 0 or more and below 2**32")

@@ -19,6 +19,7 @@ STOP_FILE = "PROPULSION_STOP"  # in the environment of a sweep's workers: where 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LINE = "stopping: a checkpoint is saved first; Ctrl-C again stops at once\n"
 _LOOK_SECONDS = 0.5
+_threads: list[Stop] = []  # what was asked of the threads of this process, which get no signals themselves
 
 
 class Preempted(SystemExit):
@@ -72,10 +73,13 @@ class Stop:
 
 @contextmanager
 def graceful() -> Iterator[Stop]:
-    """Within, signals ask for a stop instead of ending the process. One that is ignored stays ignored."""
+    """Within, signals ask for a stop instead of ending the process. One that is ignored stays ignored.
+
+    In a thread it is the stop that was asked of all of them, see `graceful_threads`.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield _threads[-1] if _threads else stop
         return
     for number in map(int, (signal.SIGINT, *PREEMPTION)):
         before = signal.getsignal(number)
@@ -91,10 +95,27 @@ def graceful() -> Iterator[Stop]:
 
 
 @contextmanager
+def graceful_threads() -> Iterator[None]:
+    """In the thread that gets the signals: they ask the cells of the others to stop, each with its checkpoint.
+
+    Raises:
+        KeyboardInterrupt, Preempted: at the end, where a stop was asked.
+    """
+    with graceful() as stop:
+        _threads.append(stop)
+        try:
+            yield
+        finally:
+            _threads.remove(stop)
+    if stop.asked():
+        stop.leave()
+
+
+@contextmanager
 def sweep_of_workers(enabled: bool) -> Iterator[None]:
     """In the process that starts workers on this machine: Ctrl-C asks them through a file; twice, it stops at once.
 
-    The workers ignore Ctrl-C, which a terminal sends to all: the first to end would take the others with it.
+    The workers do not hear Ctrl-C, which a terminal sends to all: the first to end would take the others with it.
 
     Raises:
         KeyboardInterrupt: at the end, where it was asked to stop.
@@ -113,7 +134,8 @@ def sweep_of_workers(enabled: bool) -> Iterator[None]:
     os.environ[STOP_FILE] = str(file)
     before = signal.signal(signal.SIGINT, receive)
     try:
-        yield
+        with _deaf_children():
+            yield
         if file.exists():
             raise KeyboardInterrupt
     except Exception as error:
@@ -126,7 +148,27 @@ def sweep_of_workers(enabled: bool) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started within have Ctrl-C blocked from their first moment, before any code of ours could see to it.
+
+    Here another thread takes it, and its handler runs in the main thread as ever. Of a sweep that stops at once, the
+    watcher over the workers' semaphores would say that it had to remove them: it is told to say nothing.
+    """
+    over = threading.Event()
+    threading.Thread(target=over.wait, name="ctrl-c", daemon=True).start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    warned = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (warned, "ignore:resource_tracker")))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        over.set()
+        os.environ.pop("PYTHONWARNINGS") if warned is None else os.environ.update(PYTHONWARNINGS=warned)
+
+
 def stopping() -> bool:
-    """Whether the sweep that this worker belongs to is being stopped."""
+    """Whether the sweep that this worker or thread belongs to is being stopped."""
     file = os.environ.get(STOP_FILE)
-    return bool(file) and Path(str(file)).exists()
+    return any(stop.asked() for stop in _threads) or (bool(file) and Path(str(file)).exists())

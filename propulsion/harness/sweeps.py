@@ -19,6 +19,7 @@ from propulsion.harness.files import write_text
 
 FOLDER = "PROPULSION_SWEEP"  # in the environment: the folder of the running sweep's notes
 TOTAL = "PROPULSION_SWEEP_CELLS"  # in the environment: how many cells it has
+TABLES_FOLLOW = "PROPULSION_TABLES_FOLLOW"  # in the environment: who started the sweep makes its tables and logs them
 DONE, SKIPPED, FAILED, DIVERGED = "done", "skipped", "failed", "diverged"
 REFUSED, ELSEWHERE, STOPPED = "refused", "elsewhere", "stopped"
 WORDS = {

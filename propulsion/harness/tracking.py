@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from propulsion.harness import ranks
+from propulsion.harness.files import try_writing
 from propulsion.harness.record import without_paths
 from propulsion.harness.settings import Settings
 from propulsion.harness.turns import current
 
 INIT_TIMEOUT_SECONDS = 30
-TABLES_FOLLOW = "PROPULSION_TABLES_FOLLOW"  # in a sweep's environment: its caller makes the tables and logs them
 
 
 class Tracker(TrainerCallback):
@@ -49,10 +50,13 @@ class Tracker(TrainerCallback):
         later; where that fails too, as with a full disk, there is no tracking. Either is said once.
         """
         mode = settings.tracking.mode
+        if not self._guard("start", lambda: try_writing(Path(settings.results_dir, "wandb"))):
+            Tracker.off = True
+            return
         self._guard("start", lambda: self._open(settings, "offline" if Tracker.offline else mode, facts))
         if self.run is None and not Tracker.offline:
             Tracker.offline = True
-            self._guard("start offline", lambda: self._open(settings, "offline", facts))
+            self._guard("start offline", lambda: self._open_again(settings, facts))
         Tracker.off = self.run is None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -84,9 +88,16 @@ class Tracker(TrainerCallback):
         if self.run is not None:
             self._guard("finish", lambda: self._finish(record))
 
+    def _open_again(self, settings: Settings, facts: dict[str, Any]) -> None:
+        import wandb
+
+        wandb.teardown()  # it holds the id of the run that could not start; this is the first one, so no other is open
+        self._open(settings, "offline", facts)
+
     def _open(self, settings: Settings, mode: str, facts: dict[str, Any]) -> None:
         import wandb
 
+        logging.raiseExceptions = False  # else a disk that fills up prints a traceback for each line of W&B's own log
         tracking = settings.tracking
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
@@ -119,15 +130,18 @@ class Tracker(TrainerCallback):
         self.run.finish(exit_code=code)
         self.run = None
         if offline:
+            try_writing(folder)  # what a full disk did not take, W&B does not tell
             print(f"W&B was offline. To upload this run: wandb sync {folder}")
 
-    def _guard(self, what: str, action: Callable[[], None]) -> None:
+    def _guard(self, what: str, action: Callable[[], None]) -> bool:
         try:
             action()
+            return True
         except Exception as error:  # whatever W&B raises
             self.run = None
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"W&B failed to {what} ({reason}); the cell goes on without it", file=sys.stderr)
+            return False
 
 
 def supersede(folder: Path, run_id: str) -> None:

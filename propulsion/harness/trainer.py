@@ -69,6 +69,15 @@ class CellTrainer(Trainer):
             self.meter.pending_loss = 0.0
         super()._run_epoch(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What is trained, without the frozen backbone."""
+        tuned: Any = self.model
+        checkpoints.save_trained(tuned, Path(str(output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        tuned: Any = self.model
+        checkpoints.load_trained(tuned, Path(resume_from_checkpoint))
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.meter.pending_loss = float(self.accelerator.gather(self._tr_loss).mean())
         self.meter.logged_at = self._globalstep_last_logged

@@ -85,7 +85,7 @@ def train(
             compute_metrics=Scorer(settings.task, evaluation),
             callbacks=[Meter(), watch, *callbacks],
         )
-        _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.last_whole(folder)))
+        _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.to_resume(model, folder)))
         if watch.stopped and not watch.diverged:
             stop.leave()
         late = stop if stop.asked() else None

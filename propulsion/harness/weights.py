@@ -10,7 +10,6 @@ trains little (see `AUTO_BYTES`). They lie at `<results_dir>/weights/<key>/{last
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,40 +22,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from propulsion.harness.checkpoints import is_whole
+from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Evaluation, best_evaluation, read_history
 from propulsion.harness.files import write_bytes
-from propulsion.harness.settings import Settings
-
-LAST, BEST = "last", "best"
-RULES = (LAST, BEST)  # of which the weights can be kept
-AUTO_BYTES = 16_000_000  # of one file: any PEFT method and head on an encoder, full fine-tuning of none
-
-
-def weights_path(results_dir: str, key: str, rule: str = LAST) -> Path:
-    """Where a cell keeps its trained tensors of its last or best evaluation."""
-    return Path(results_dir, "weights", key, f"{rule}.safetensors")
-
-
-def rules_kept(keep: str, size: int) -> tuple[str, ...]:
-    """The rules whose weights `training.keep_weights=keep` keeps of a run that trains `size` bytes."""
-    if keep == "auto":
-        return RULES if size <= AUTO_BYTES else ()
-    return {"none": (), LAST: (LAST,), BEST: (BEST,), "both": RULES}[keep]
-
-
-def rules_asked(keep: str) -> tuple[str, ...]:
-    """The rules whose weights must be there for a cell to be done; `auto` asks for none of an older record."""
-    return () if keep == "auto" else rules_kept(keep, 0)
-
-
-def lacks_weights(settings: Settings, done: dict[str, Any]) -> bool:
-    """Whether weights are asked for that an earlier successful run of the cell did not keep."""
-    known = done["run"].get("kept") or {}
-    return done["status"] == "success" and any(
-        rule not in known or not weights_path(settings.results_dir, done["key"], rule).is_file()
-        for rule in rules_asked(settings.training.keep_weights)
-    )
+from propulsion.harness.kept import BEST
 
 
 class BestWeights(TrainerCallback):
@@ -193,24 +163,3 @@ def _read(path: str) -> dict[str, torch.Tensor]:
             f"training.start_from={path} cannot be read ({error}); give the last.safetensors of a run "
             "with training.keep_weights=last"
         ) from error
-
-
-def start_digest(path: str) -> str:
-    """Digest of a file to start from.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    try:
-        return file_digest(Path(path))
-    except OSError as error:
-        raise UserError(
-            f"training.start_from={path} cannot be read ({error.strerror}); give the last.safetensors of a run "
-            "with training.keep_weights=last"
-        ) from error
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from datasets import Dataset
 
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import DataSpec, TaskSpec
@@ -11,6 +12,9 @@ from propulsion.harness.sources.base import UNLABELLED, Source, TaskData, featur
 from propulsion.harness.sources.generated import GeneratedSource
 from propulsion.harness.sources.hub import HubSource
 from propulsion.harness.sources.local import LocalSource
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["UNLABELLED", "Source", "TaskData", "features", "group_numbers", "hold_out", "open_source", "subset"]
 

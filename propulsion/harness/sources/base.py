@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
 
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
+
+if TYPE_CHECKING:  # to say that a cell is done takes no library of data sets
+    from datasets import Dataset, Features
 
 UNLABELLED = -1  # the label of rows whose answers are not published, as on the hub
 MOST_ROWS = 100_000  # of one arrow array of texts, which holds 2 GB at most: ReCoRD repeats its passages
@@ -97,6 +98,8 @@ def features(task: TaskSpec) -> Features:
     Where the task has them: `group`, the same for rows that are scored together; `candidate` and `answers`, what
     the row proposes and the texts that are right; `spans`, each (text column, start, end) in characters.
     """
+    from datasets import ClassLabel, Features, List, Value
+
     label = ClassLabel(names=list(task.labels)) if task.labels else Value("float32")
     columns: dict[str, Any] = {column: Value("string") for column in task.text}
     columns |= {"label": label, "idx": Value("int32")}
@@ -111,6 +114,9 @@ def features(task: TaskSpec) -> Features:
 
 def make_rows(task: TaskSpec, columns: dict[str, list[Any]]) -> Dataset:
     """A dataset in memory from one list for each column of `features(task)`, all of one length."""
+    import pyarrow as pa
+    from datasets import Dataset, concatenate_datasets
+
     types = features(task).arrow_schema
 
     def some(start: int) -> Dataset:

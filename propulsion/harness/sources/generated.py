@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
@@ -20,6 +18,9 @@ from propulsion.harness.sources.generators import (
     write_rows,
 )
 from propulsion.harness.sources.records import columns_of, flat, reshape
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class GeneratedSource(Source):

@@ -6,17 +6,16 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-from datasets import Dataset, DatasetBuilder, load_dataset_builder
-from pyarrow import parquet
+from typing import TYPE_CHECKING, Any
 
 from propulsion.harness import hub
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, Source, features, make_rows
 from propulsion.harness.sources.records import columns_of, reshape
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder
 
 
 class HubSource(Source):
@@ -117,12 +116,18 @@ class HubSource(Source):
 
 @functools.lru_cache(maxsize=32)
 def _open_builder(path: str, name: str) -> DatasetBuilder:
+    from datasets import load_dataset_builder
+
     if not Path(path).is_dir():
         hub.reachable()  # sets the libraries to their caches when the hub does not answer
     return load_dataset_builder(path, name)
 
 
 def _read(builder: DatasetBuilder, part: str) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+    from pyarrow import parquet
+
     files = _files(builder, part)
     if files:
         # Not through the library's cache: its key for a folder does not follow what is in the files.

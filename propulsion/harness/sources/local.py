@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from io import BufferedReader
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
 from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
 from propulsion.harness.sources.records import columns_of, flat, read_records, reshape
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.kept import RULES
 from propulsion.harness.record import SUCCESS
 from propulsion.harness.submission.formats import SUITES, Target
 from propulsion.harness.tables.reading import load_records, record_name
-from propulsion.harness.weights import RULES
 
 Record = dict[str, Any]
 FILLS = ("", "majority")

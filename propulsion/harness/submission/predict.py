@@ -16,14 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from propulsion.harness.assembly import build_model, rows_of
+from propulsion.harness.digests import file_digest
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import ALL, Scorer
 from propulsion.harness.keeping import kept_names
+from propulsion.harness.kept import weights_path
 from propulsion.harness.settings import Config, Settings, TaskSpec, read_settings
 from propulsion.harness.sources import Source, open_source
 from propulsion.harness.tables.reading import record_name
-from propulsion.harness.weights import file_digest, load_trained, weights_path
+from propulsion.harness.weights import load_trained
 
 Record = dict[str, Any]
 NOT_INPUT = ("labels", "length")  # columns of encoded rows that no model takes
