@@ -121,6 +121,25 @@ def test_a_pid_that_was_given_to_another_process_is_no_owner(tmp_path: Path) -> 
         assert taker.number == 2
 
 
+def test_a_release_that_is_killed_half_way_leaves_a_lease_by_which_the_rest_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, unlink = tmp_path / "leases", Path.unlink
+    lease = Lease(folder, "abc", {})
+    lease.acquire()
+    (folder / ".abc.killed.tmp").touch()  # of a process that was killed while it made the lease
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lease.release()
+    assert [path.name for path in folder.iterdir()] == ["abc.1"]
+
+
 def test_only_one_of_many_takers_wins(tmp_path: Path) -> None:
     folder = tmp_path / "leases"
     foreign(folder)

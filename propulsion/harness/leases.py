@@ -114,10 +114,11 @@ class Lease:
             self._thread.join()
         current = find(self.folder, self.key)
         if current is not None and current.facts.get("owner") == self.owner:
+            # Of processes killed in the middle of _make. First: while a lease lies here, somebody comes to clean up.
+            for leftover in self.folder.glob(f".{self.key}.*.tmp"):
+                leftover.unlink(missing_ok=True)
             for found in _all(self.folder, self.key):  # the lowest first: see _is_rightful
                 found.path.unlink(missing_ok=True)
-            for leftover in self.folder.glob(f".{self.key}.*.tmp"):  # of processes killed in the middle of _make
-                leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # where nothing else is in them: a refused cell leaves nothing behind
             self.folder.rmdir()
             self.folder.parent.rmdir()
