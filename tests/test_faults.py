@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -527,6 +528,23 @@ def test_a_batch_systems_signal_saves_a_checkpoint_and_is_handed_on(
         assert heard == [number] and preempted.value.code == 128 + number
     finally:
         signal.signal(number, before)
+
+
+def test_workers_do_not_hear_ctrl_c_from_their_first_moment() -> None:
+    joblib = pytest.importorskip("joblib", reason="no launcher of local workers is installed")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    asked = False
+    with pytest.raises(KeyboardInterrupt), stops.sweep_of_workers(True):
+        masks = joblib.Parallel(n_jobs=2)(joblib.delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, []) for _ in "ab")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        asked = stops.stopping()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("the second one did not stop it")
+    assert asked
+    assert all(signal.SIGINT in mask for mask in masks)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_a_sweep_that_stops_asks_its_workers_through_a_file(
