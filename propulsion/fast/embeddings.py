@@ -55,7 +55,7 @@ class Embeddings(torch.autograd.Function):
             grad = normalise_backward(grad, normal, rstd, weight)
             for n, (table, index, scale) in enumerate(zip(ctx.tables, ids, scales, strict=True)):
                 if ctx.needs_input_grad[7 + n]:
-                    found[n] = scale_gradient(grad, scale_(table[index], scale, rows), scale, rows)
+                    found[n] = scale_gradient(grad, scale_(table[index], scale, rows), scale, ctx.call)
         return None, None, None, None, None, None, grad_bias, *found
 
 

@@ -11,7 +11,7 @@ s = z**k with k of at least 2; the caller keeps other zeros away.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from propulsion.fast.attention import Attention
 from propulsion.fast.lowrank import add_low_rank_, low_rank_backward
-from propulsion.fast.masks import Masks
+from propulsion.fast.masks import Masks, Where
 from propulsion.fast.products import add_back, back, linear
 from propulsion.fast.rows import Rows
+from propulsion.fast.workspace import Workspace
 
 aten = torch.ops.aten
 
@@ -69,11 +70,12 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass: the layout, the masks (None: no dropout), whether to keep less."""
+    """One forward pass: the layout, the masks (None: no dropout), whether to keep less, memory for what is not kept."""
 
     rows: Rows
     masks: Masks | None
     lean: bool
+    space: Workspace = field(default_factory=Workspace)
 
 
 def scale_(y: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
@@ -94,10 +96,11 @@ def sum_tokens(y: torch.Tensor, like: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.stack([y[part].sum(0, dtype=like.dtype) for part in rows.runs()])
 
 
-def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor | None, call: Call) -> torch.Tensor:
     """The gradient of a scale from that of the scaled output and the scaled output itself."""
     assert scale is not None
-    total = sum_tokens(torch.mul(grad, scaled), scale, rows)
+    product = torch.mul(grad, scaled, out=call.space.take("product", grad.shape, grad))
+    total = sum_tokens(product, scale, call.rows)
     return torch.where(scale == 0, 0.0, total / scale)
 
 
@@ -117,20 +120,30 @@ def normalise_backward(
     return inner.mul_(rstd)
 
 
-def affine(normal: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, rows: Rows) -> torch.Tensor:
-    """`normal * weight + bias`; the input itself where there is no weight."""
+def affine(
+    normal: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rows: Rows,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`normal * weight + bias`, in `out` where that is given; the input itself where there is no weight."""
     if weight is None or bias is None:
         return normal
     if bias.dim() == 1:
-        return torch.addcmul(bias, normal, weight)
-    return _shift_(normal * weight, bias, rows)
+        return torch.addcmul(bias, normal, weight, out=out)
+    return _shift_(torch.mul(normal, weight, out=out), bias, rows)
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """`x W^T + b`, the bias everybody's or each run's own."""
-    if bias.dim() == 1:
-        return linear(x, weight, bias)
-    return _shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows)
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None, rows: Rows
+) -> torch.Tensor:
+    """`(x W^T + b) * scale`, bias and scale everybody's or each run's own."""
+    if bias.dim() > 1:
+        return scale_(_shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows), scale, rows)
+    if scale is None or scale.dim() == 1:
+        return linear(x, weight, bias, scale)
+    return scale_(linear(x, weight, bias), scale, rows)
 
 
 def _shift_(y: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -147,26 +160,29 @@ class EncoderLayer(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, frozen: Frozen, call: Call, *given: torch.Tensor | None) -> torch.Tensor:
         """`(tokens, d)` in float32 or float64, to the normalised output of the same shape."""
         v = Vectors(*given)  # type: ignore[arg-type]
-        rows, masks, dtype = call.rows, call.masks, frozen.qkv.dtype
-        residual = affine(x, frozen.input_weight, v.input_bias, rows)
-        qkv = _linear(residual.to(dtype), frozen.qkv, v.qkv_bias, rows)
-        add_low_rank_(qkv, residual.to(dtype), v.qkv_inner, v.qkv_outer, rows)
-        scale_(qkv, v.qkv_scale, rows)
-        mixed = frozen.attention.forward(qkv, rows, masks)
-        out = _linear(mixed, frozen.out, v.out_bias, rows)
-        del mixed
-        scale_(out, v.out_scale, rows)
+        bits: dict[Where, torch.Tensor] = {}
+        masks_given = call.masks
+        if call.masks is not None and x.device.type == "cpu":
+            call = replace(call, masks=call.masks.remembering(bits))
+        rows, space, dtype = call.rows, call.space, frozen.qkv.dtype
+        room = space.take("residual", x.shape, x)
+        residual = affine(x, frozen.input_weight, v.input_bias, rows, room)
+        low_rank = v.qkv_inner is not None
+        qkv = _linear(residual.to(dtype), frozen.qkv, v.qkv_bias, None if low_rank else v.qkv_scale, rows)
+        if low_rank:
+            add_low_rank_(qkv, residual.to(dtype), v.qkv_inner, v.qkv_outer, rows)
+            scale_(qkv, v.qkv_scale, rows)
+        mixed = frozen.attention.forward(qkv, rows, call.masks, space)
+        out = _linear(mixed, frozen.out, v.out_bias, v.out_scale, rows)
         middle, middle_mean, middle_rstd = normalise(_residual(residual, out, frozen, call, 0), frozen.middle_eps)
-        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows)
-        up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias, rows), v.up_scale, rows)
-        active = scale_(aten.gelu(up, approximate=frozen.approximate), v.down_input, rows)
-        out = _linear(active, frozen.down, v.down_bias, rows)
-        del active
-        scale_(out, v.down_scale, rows)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows, room)
+        up = _linear(residual.to(dtype), frozen.up, v.up_bias, v.up_scale, rows)
+        active = aten.gelu(up, approximate=frozen.approximate, out=space.take("active", up.shape, up))
+        out = _linear(scale_(active, v.down_input, rows), frozen.down, v.down_bias, v.down_scale, rows)
         result, mean, rstd = normalise(_residual(residual, out, frozen, call, 1), frozen.output_eps)
         kept = [x, qkv, middle, middle_mean, middle_rstd, result, mean, rstd, None if call.lean else up]
-        ctx.save_for_backward(*kept, *given)
-        ctx.frozen, ctx.call = frozen, call
+        ctx.save_for_backward(*kept, *given, *bits.values())
+        ctx.frozen, ctx.call, ctx.drawn = frozen, replace(call, masks=masks_given), tuple(bits)
         return result
 
     @staticmethod
@@ -180,31 +196,36 @@ class EncoderLayer(torch.autograd.Function):
     def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         x, qkv, middle, middle_mean, middle_rstd, result, mean, rstd, up = saved[:9]
-        v = Vectors(*saved[9:])
+        known = 9 + len(Vectors._fields)
+        v = Vectors(*saved[9:known])
         frozen, call = ctx.frozen, ctx.call
-        rows, dtype = call.rows, frozen.qkv.dtype
+        if ctx.drawn:
+            call = replace(call, masks=call.masks.remembering(dict(zip(ctx.drawn, saved[known:], strict=True))))
+        rows, space, dtype = call.rows, call.space, frozen.qkv.dtype
+        room = space.take("residual", x.shape, x)
         needs = Vectors(*ctx.needs_input_grad[3:])
         found: dict[str, torch.Tensor] = {}
 
         # feed-forward
         grad = normalise_backward(grad, result, rstd, None)
-        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows)
+        residual = affine(middle, frozen.middle_weight, v.middle_bias, rows, room)
         inner = _dropped(grad, frozen, call, 1)
         if needs.down_scale:
-            branch = torch.addcmul(mean, result, 1 / rstd).sub_(residual)
-            found["down_scale"] = scale_gradient(grad, branch, v.down_scale, rows)
+            branch = _branch(result, mean, rstd, residual, space)
+            found["down_scale"] = scale_gradient(grad, branch, v.down_scale, call)
         inner = _through_scale(inner, v.down_scale, "down_bias", v, needs, found, rows)
         inner = back(inner, frozen.down)
         if up is None:
-            up = scale_(_linear(residual.to(dtype), frozen.up, v.up_bias, rows), v.up_scale, rows)
+            up = _linear(residual.to(dtype), frozen.up, v.up_bias, v.up_scale, rows)
         if v.down_input is not None:
             if needs.down_input:
-                active = aten.gelu(up, approximate=frozen.approximate)
+                active = aten.gelu(up, approximate=frozen.approximate, out=space.take("active", up.shape, up))
                 found["down_input"] = sum_tokens(active.mul_(inner), v.down_input, rows)
             scale_(inner, v.down_input, rows)
-        inner = aten.gelu_backward(inner, up, approximate=frozen.approximate)
+        through = space.take("active", up.shape, up)
+        inner = aten.gelu_backward(inner, up, approximate=frozen.approximate, grad_input=through)
         if needs.up_scale:
-            found["up_scale"] = scale_gradient(inner, up, v.up_scale, rows)
+            found["up_scale"] = scale_gradient(inner, up, v.up_scale, call)
         inner = _through_scale(inner, v.up_scale, "up_bias", v, needs, found, rows)
         grad = add_back(grad, inner, frozen.up)
         if needs.middle_bias:
@@ -215,17 +236,17 @@ class EncoderLayer(torch.autograd.Function):
         grad = normalise_backward(grad, middle, middle_rstd, frozen.middle_weight)
         inner = _dropped(grad, frozen, call, 0)
         if needs.out_scale:
-            residual = affine(x, frozen.input_weight, v.input_bias, rows)
-            branch = torch.addcmul(middle_mean, middle, 1 / middle_rstd).sub_(residual)
-            found["out_scale"] = scale_gradient(grad, branch, v.out_scale, rows)
+            residual = affine(x, frozen.input_weight, v.input_bias, rows, room)
+            branch = _branch(middle, middle_mean, middle_rstd, residual, space)
+            found["out_scale"] = scale_gradient(grad, branch, v.out_scale, call)
         inner = _through_scale(inner, v.out_scale, "out_bias", v, needs, found, rows)
         below = ctx.needs_input_grad[0] or needs.input_bias
         if not (below or needs.qkv_scale or needs.qkv_bias or needs.qkv_inner or needs.qkv_outer):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
         inner = back(inner, frozen.out)
-        inner = frozen.attention.backward(inner, qkv, rows, call.masks)
+        inner = frozen.attention.backward(inner, qkv, rows, call.masks, space)
         if needs.qkv_scale:
-            found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows)
+            found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, call)
         inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
         if v.qkv_inner is not None and v.qkv_outer is not None:
             low = affine(x, frozen.input_weight, v.input_bias, rows).to(dtype)
@@ -242,6 +263,14 @@ class EncoderLayer(torch.autograd.Function):
         return grad, None, None, *(found.get(name) for name in Vectors._fields)
 
 
+def _branch(
+    normal: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, residual: torch.Tensor, space: Workspace
+) -> torch.Tensor:
+    """What was added to the residual before a norm, from the norm's result."""
+    room = space.take("branch", normal.shape, normal)
+    return torch.addcmul(mean, normal, 1 / rstd, out=room).sub_(residual)
+
+
 def _residual(residual: torch.Tensor, out: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
     """`residual + dropout(out)`."""
     if call.masks is None or frozen.dropout == 0:
@@ -251,7 +280,7 @@ def _residual(residual: torch.Tensor, out: torch.Tensor, frozen: Frozen, call: C
 
 
 def _dropped(grad: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
-    """The gradient that passes dropout, as a tensor of its own."""
+    """The gradient that passes dropout, not in its own place."""
     if call.masks is None or frozen.dropout == 0:
         return grad.clone()
     return _kept(grad, frozen, call, which).mul_(grad).mul_(1 / (1 - frozen.dropout))
@@ -259,12 +288,10 @@ def _dropped(grad: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torc
 
 def _kept(like: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.Tensor:
     assert call.masks is not None
-    site, width = (frozen.site + which, 0), like.shape[-1]
-    parts = [
-        call.masks.keep(frozen.dropout, (part.stop - part.start, width), like, site, run)
-        for run, part in enumerate(call.rows.runs())
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    kept = call.space.take("kept", like.shape, like)
+    for run, part in enumerate(call.rows.runs()):
+        call.masks.keep(frozen.dropout, kept[part].shape, like, (frozen.site + which, 0), run, kept[part])
+    return kept
 
 
 def _through_scale(

@@ -122,7 +122,12 @@ def _join(passes: Sequence[Pass], leaves: Grads) -> Pass:
     vectors = Trained(tuple(leaves[:tables]), leaves[tables], tuple(layers), leaves[-1])  # type: ignore[arg-type]
     masks = [each.call.masks for each in passes]
     seeds = tuple(seed for each in masks if each is not None for seed in each.seeds)
-    call = Call(stack_rows([each.call.rows for each in passes]), Masks(seeds) if seeds else None, first.call.lean)
+    call = Call(
+        stack_rows([each.call.rows for each in passes]),
+        Masks(seeds) if seeds else None,
+        first.call.lean,
+        first.call.space,
+    )
     ids = tuple(torch.cat(each) for each in zip(*(each.ids for each in passes), strict=True))
     return Pass(ids, vectors, call, first.dtype)
 

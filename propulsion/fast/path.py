@@ -18,6 +18,7 @@ from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors, affine
 from propulsion.fast.masks import Masks
 from propulsion.fast.reading import NotFusedError, Read, low_rank, read, read_activation, read_norm, scales
 from propulsion.fast.rows import Rows, flatten
+from propulsion.fast.workspace import Workspace
 
 FAMILIES = (BertModel, RobertaModel)
 
@@ -124,6 +125,7 @@ class FastPath:
     plain: int = 0
     reason: str | None = None
     exchange: Callable[[FastPath, Pass], torch.Tensor] | None = None
+    _space: Workspace = field(default_factory=Workspace, repr=False)
     _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +191,7 @@ class FastPath:
             raise NotFusedError("a sequence has no token")
         rates = [module.p for module in self.backbone.modules() if isinstance(module, nn.Dropout)]
         dropout = self.backbone.training and max(rates) > 0
-        call = Call(rows, Masks.draw() if dropout else None, self.lean)
+        call = Call(rows, Masks.draw() if dropout else None, self.lean, self._space)
         kind = input_ids.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with torch.autocast(kind, enabled=False):
