@@ -4,6 +4,7 @@
     python -m scripts.bench cases=all rounds=15    every shape, every case
     python -m scripts.bench cases=minilm_128 rounds=9 threads=1 out=results/bench
     python -m scripts.bench pack rounds=9          packs of 2, 4 and 8 cells against the same cells one after another
+    python -m scripts.bench padding data=<dir>     the share of padding in the batches of every GLUE task
 
 Random weights, so it needs no network; lengths of the SST-2 and RTE cases are those of their training rows.
 """
@@ -21,8 +22,8 @@ import torch
 
 from propulsion.harness import files, record
 from propulsion.harness.errors import UserError, unknown
-from propulsion.harness.speedtest import packs
-from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
+from propulsion.harness.speedtest import packs, padding
+from propulsion.harness.speedtest.entrants import backbone, entrants
 from propulsion.harness.speedtest.measure import Case, compare
 
 # Of 250 batches of 16 training rows drawn at random, MiniLM's tokenizer, cut at 128 tokens, the one of median padding:
@@ -36,11 +37,18 @@ CASES = {
     "base_128": Case("roberta_base", (128,) * 16, "RoBERTa-base shape, 16 rows of 128 tokens"),
     "base_sst2": Case("roberta_base", SST2, "RoBERTa-base shape, 16 rows of SST-2's lengths"),
     "base_bytes": Case("roberta_base", (128,) * 16, "RoBERTa-base shape, 16 rows of 128 tokens", timed=False),
+    "deberta_128": Case("deberta", (128,) * 8, "DeBERTa-v3 shape of 6 layers, 8 rows of 128 tokens"),
+    "llama_128": Case("llama", (128,) * 8, "LLaMA shape of 6 layers, 8 rows of 128 tokens"),
+    "large_bytes": Case("roberta_large", (128,) * 2, "RoBERTa-large shape, 2 rows of 128 tokens", timed=False),
     "large_sst2": Case("roberta_large", SST2, "RoBERTa-large shape, 16 rows of SST-2's lengths"),
     "large_128": Case("roberta_large", (128,) * 32, "RoBERTa-large shape, 32 rows of 128 tokens"),
 }
-QUICK = ("minilm_128", "minilm_sst2", "minilm_rte", "base_bytes", "base_sst2")
-DEFAULTS = {"cases": "quick", "rounds": "9", "threads": "", "out": "results/bench"}
+QUICK = (
+    *("minilm_128", "minilm_sst2", "minilm_rte", "deberta_128", "llama_128"),
+    *("base_bytes", "large_bytes", "base_sst2"),
+)
+DEFAULTS = {"cases": "quick", "rounds": "9", "threads": "", "out": "results/bench", "data": ""}
+MODES = ("pack", "padding")
 EXIT_BAD_INPUT = 2
 
 
@@ -119,9 +127,8 @@ def table(results: list[dict[str, Any]], env: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measure, print and write `bench.json` and `bench.md`. Exit codes as scripts.run."""
-    packed = "pack" in arguments
     try:
-        options = parse([word for word in arguments if word != "pack"])
+        options = parse([word for word in arguments if word not in MODES])
         cases = chosen(options["cases"])
         record.check_writable(options["out"])
     except UserError as error:
@@ -130,13 +137,20 @@ def main(arguments: list[str]) -> int:
     if options["threads"]:
         torch.set_num_threads(int(options["threads"]))
     env = record.environment(None)
-    if packed:
+    if "padding" in arguments:
+        try:
+            padding.run(options["data"] or None, Path(options["out"]), env)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        return 0
+    if "pack" in arguments:
         packs.run(pack_cases(), int(options["rounds"]), Path(options["out"]), env)
         return 0
     results: list[dict[str, Any]] = []
     for case in cases:
         print(f"{case.title}, {case.device} ...", file=sys.stderr, flush=True)
-        results.append(compare(case, ENTRANTS, backbone, int(options["rounds"])))
+        results.append(compare(case, entrants(case.shape), backbone, int(options["rounds"])))
         gc.collect()
         text = table(results, env)  # written after every case: what is done stays
         files.write_text(Path(options["out"], "bench.md"), text)

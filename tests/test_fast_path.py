@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from propulsion.fast.attention import Attention
 from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors
 from propulsion.fast.masks import Masks
 from propulsion.fast.rows import flatten
+from propulsion.fast.workspace import Workspace
 from tests.tiny_models import tiny_batch, tiny_classifier
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
@@ -415,6 +417,49 @@ def test_masks_are_drawn_at_the_rate_the_same_again_and_elsewhere_differently() 
     first = Masks.draw()
     torch.manual_seed(0)
     assert Masks.draw() == first != Masks.draw()
+
+
+def test_decisions_kept_as_bits_are_those_that_were_drawn() -> None:
+    masks, like, bits = Masks((5, 6)), torch.empty(0), {}
+    drawn = [masks.keep(0.3, (7, 11), like, site, run) for site in ((2, 0), (2, 1)) for run in (0, 1)]
+    for _ in range(2):  # first drawn, then unpacked
+        again = masks.remembering(bits)
+        found = [again.keep(0.3, (7, 11), like, site, run) for site in ((2, 0), (2, 1)) for run in (0, 1)]
+        assert all(torch.equal(a, b) for a, b in zip(found, drawn, strict=True))
+        assert len(bits) == 4 and all(each.nbytes == 10 for each in bits.values())
+    bits[(2, 0), 0].zero_()
+    assert not masks.remembering(bits).keep(0.3, (7, 11), like, (2, 0), 0).any()  # it did read them
+
+
+def test_two_passes_at_once_and_a_second_backward_do_not_disturb_each_other() -> None:
+    """What a call takes from the workspace is not what the backward pass needs."""
+    model = draw(METHODS["propulsion"](tiny_classifier("bert", hidden_dropout_prob=0.3).double())).train()
+    propulsion.fast_path(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batches = ragged_batch(), tiny_batch(4, 6)
+
+    def gradients(losses: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        return [torch.autograd.grad(loss, trained, retain_graph=True) for loss in losses]
+
+    torch.manual_seed(0)
+    alone = [gradients([model(**batch).loss])[0] for batch in batches]
+    torch.manual_seed(0)
+    losses = [model(**batch).loss for batch in batches]
+    for found in (gradients(losses), gradients(losses)):
+        for mine, expected in zip(found, alone, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
+
+
+def test_a_workspace_grows_and_gives_each_thread_its_own() -> None:
+    space, like = Workspace(), torch.empty(0)
+    first = space.take("a", (4, 3), like)
+    assert space.take("a", (2, 5), like).data_ptr() == first.data_ptr()
+    assert space.take("b", (4, 3), like).data_ptr() != first.data_ptr()
+    assert space.take("a", (4, 3), like.double()).dtype == torch.float64
+    assert space.take("a", (40, 3), like).shape == (40, 3)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(space.take, "a", (40, 3), like).result()
+    assert other.data_ptr() != space.take("a", (40, 3), like).data_ptr()
 
 
 def test_runs_that_share_a_batch_are_as_alone() -> None:

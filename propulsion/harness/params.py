@@ -99,6 +99,11 @@ def load_backbone(name: str) -> BackboneSpec:
     return _load("backbone", name, BackboneSpec)
 
 
+def load_task(name: str) -> TaskSpec:
+    """A task from its YAML file."""
+    return _load("task", name, TaskSpec)
+
+
 def load_method(name: str) -> MethodSpec:
     """A method from its YAML file, or one that is only counted."""
     return COUNT_ONLY[name] if name in COUNT_ONLY else _load("method", name, MethodSpec)

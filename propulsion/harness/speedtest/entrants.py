@@ -47,7 +47,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
         "pad_token_id": 1,
     },
+    "deberta": {  # the blocks of DeBERTa-v3-xsmall, half of its layers, a smaller vocabulary
+        "model_type": "deberta-v2",
+        "vocab_size": 32000,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "pad_token_id": 0,
+    },
+    "llama": {  # the blocks of LLaMA at a width that two cores train
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 1408,
+        "pad_token_id": 0,
+    },
 }
+FUSED = ("bert", "roberta")  # the families of the fused layers
+HEADS = ("classifier", "score")
 LINEARS = ["query", "key", "value", "dense"]
 FFN_OUT = r".*layer\.\d+\.output\.dense"
 
@@ -78,14 +107,15 @@ def backbone(shape: str) -> Any:
 
 def _train(model: Any, rule: Callable[[str], bool]) -> Any:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rule(name) or name.startswith("classifier"))
+        parameter.requires_grad_(rule(name) or name.startswith(HEADS))
     return model
 
 
 def _plain(model: Any) -> Any:
     _train(model, lambda name: False)
     for name, module in list(model.named_modules()):
-        if isinstance(module, (nn.Linear, nn.Embedding)) and not name.startswith("classifier"):
+        direct = name.startswith(HEADS) or name.endswith("rel_embeddings")  # DeBERTa reads that one's weight
+        if isinstance(module, (nn.Linear, nn.Embedding)) and not direct:
             parent, _, last = name.rpartition(".")
             width = module.out_features if isinstance(module, nn.Linear) else module.embedding_dim
             setattr(model.get_submodule(parent), last, PlainScale(module, width))
@@ -123,3 +153,16 @@ ENTRANTS: dict[str, Callable[[Any], Any]] = {
     "BitFit, fast": lambda model: fast_path(_train(model, lambda name: name.endswith("bias"))),
     "IA3, fast": lambda model: fast_path(_peft(_ia3)(model)),
 }
+
+# Families without fused layers: our scaled layer alone, IA3 and LoRA with peft's own targets.
+SCALED: dict[str, Callable[[Any], Any]] = {
+    "plain formula": _plain,
+    "peft IA3": _peft(IA3Config),
+    "peft LoRA q,v": _peft(lambda **options: LoraConfig(r=8, lora_alpha=16, **options)),
+    "ours, plain path": _ours,
+}
+
+
+def entrants(shape: str) -> dict[str, Callable[[Any], Any]]:
+    """Who takes part on a shape."""
+    return ENTRANTS if SHAPES[shape]["model_type"] in FUSED else SCALED
