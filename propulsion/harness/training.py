@@ -147,6 +147,7 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
         fp16=precision == "fp16",
         use_cpu=cpu,
         dataloader_pin_memory=not cpu,
+        accelerator_config={"non_blocking": not cpu},
         ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
