@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from propulsion.fast.layer import Call, affine, normalise, normalise_backward, scale_, scale_gradient, sum_tokens
+from propulsion.fast.layer import Call
 from propulsion.fast.rows import Rows
+from propulsion.fast.rowwise import affine, normalise, normalise_backward, scale_, scale_gradient, sum_tokens
 
 SITE = 0  # the dropout after the embeddings; layers count from 1
 
@@ -55,7 +56,7 @@ class Embeddings(torch.autograd.Function):
             grad = normalise_backward(grad, normal, rstd, weight)
             for n, (table, index, scale) in enumerate(zip(ctx.tables, ids, scales, strict=True)):
                 if ctx.needs_input_grad[7 + n]:
-                    found[n] = scale_gradient(grad, scale_(table[index], scale, rows), scale, ctx.call)
+                    found[n] = scale_gradient(grad, scale_(table[index], scale, rows), scale, rows, ctx.call.space)
         return None, None, None, None, None, None, grad_bias, *found
 
 

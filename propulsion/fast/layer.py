@@ -22,6 +22,7 @@ from propulsion.fast.lowrank import add_low_rank_, low_rank_backward
 from propulsion.fast.masks import Masks, Where
 from propulsion.fast.products import add_back, back, linear
 from propulsion.fast.rows import Rows
+from propulsion.fast.rowwise import affine, normalise, normalise_backward, scale_, scale_gradient, shift_, sum_tokens
 from propulsion.fast.workspace import Workspace
 
 aten = torch.ops.aten
@@ -78,79 +79,15 @@ class Call:
     space: Workspace = field(default_factory=Workspace)
 
 
-def scale_(y: torch.Tensor, scale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
-    """`y` `(tokens, width)` times a scale, each run's rows times its own, in place."""
-    if scale is None:
-        return y
-    if scale.dim() == 1:
-        return y.mul_(scale)
-    for run, part in enumerate(rows.runs()):
-        y[part].mul_(scale[run])
-    return y
-
-
-def sum_tokens(y: torch.Tensor, like: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The sum over tokens in the shape and type of a vector: over all, or over each run's."""
-    if like.dim() == 1:
-        return y.sum(0, dtype=like.dtype)
-    return torch.stack([y[part].sum(0, dtype=like.dtype) for part in rows.runs()])
-
-
-def scale_gradient(grad: torch.Tensor, scaled: torch.Tensor, scale: torch.Tensor | None, call: Call) -> torch.Tensor:
-    """The gradient of a scale from that of the scaled output and the scaled output itself."""
-    assert scale is not None
-    product = torch.mul(grad, scaled, out=call.space.take("product", grad.shape, grad))
-    total = sum_tokens(product, scale, call.rows)
-    return torch.where(scale == 0, 0.0, total / scale)
-
-
-def normalise(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Layer norm without weight and bias: result, mean and 1 / deviation, the last two `(tokens, 1)`."""
-    return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-
-
-def normalise_backward(
-    grad: torch.Tensor, normal: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor | None
-) -> torch.Tensor:
-    """The gradient of a norm's input from that of `normal * weight + bias`, by its normalised output alone."""
-    mean, one = torch.zeros_like(rstd), torch.ones_like(rstd)
-    bias = None if weight is None else torch.zeros_like(weight)
-    mask = [True, False, False]
-    inner, _, _ = aten.native_layer_norm_backward(grad, normal, normal.shape[-1:], mean, one, weight, bias, mask)
-    return inner.mul_(rstd)
-
-
-def affine(
-    normal: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    rows: Rows,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`normal * weight + bias`, in `out` where that is given; the input itself where there is no weight."""
-    if weight is None or bias is None:
-        return normal
-    if bias.dim() == 1:
-        return torch.addcmul(bias, normal, weight, out=out)
-    return _shift_(torch.mul(normal, weight, out=out), bias, rows)
-
-
 def _linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None, rows: Rows
 ) -> torch.Tensor:
     """`(x W^T + b) * scale`, bias and scale everybody's or each run's own."""
     if bias.dim() > 1:
-        return scale_(_shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows), scale, rows)
+        return scale_(shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows), scale, rows)
     if scale is None or scale.dim() == 1:
         return linear(x, weight, bias, scale)
     return scale_(linear(x, weight, bias), scale, rows)
-
-
-def _shift_(y: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """`y` plus each run's own bias, in place."""
-    for run, part in enumerate(rows.runs()):
-        y[part].add_(bias[run])
-    return y
 
 
 class EncoderLayer(torch.autograd.Function):
@@ -212,9 +149,9 @@ class EncoderLayer(torch.autograd.Function):
         inner = _dropped(grad, frozen, call, 1)
         if needs.down_scale:
             branch = _branch(result, mean, rstd, residual, space)
-            found["down_scale"] = scale_gradient(grad, branch, v.down_scale, call)
-        inner = _through_scale(inner, v.down_scale, "down_bias", v, needs, found, rows)
-        inner = back(inner, frozen.down)
+            found["down_scale"] = scale_gradient(grad, branch, v.down_scale, rows, space)
+        inner, matrix = _through_scale(inner, v.down_scale, frozen.down, "down_bias", v, needs, found, rows)
+        inner = back(inner, matrix)
         if up is None:
             up = _linear(residual.to(dtype), frozen.up, v.up_bias, v.up_scale, rows)
         if v.down_input is not None:
@@ -225,9 +162,9 @@ class EncoderLayer(torch.autograd.Function):
         through = space.take("active", up.shape, up)
         inner = aten.gelu_backward(inner, up, approximate=frozen.approximate, grad_input=through)
         if needs.up_scale:
-            found["up_scale"] = scale_gradient(inner, up, v.up_scale, call)
-        inner = _through_scale(inner, v.up_scale, "up_bias", v, needs, found, rows)
-        grad = add_back(grad, inner, frozen.up)
+            found["up_scale"] = scale_gradient(inner, up, v.up_scale, rows, space)
+        inner, matrix = _through_scale(inner, v.up_scale, frozen.up, "up_bias", v, needs, found, rows)
+        grad = add_back(grad, inner, matrix)
         if needs.middle_bias:
             found["middle_bias"] = sum_tokens(grad, v.middle_bias, rows)
         del up, inner
@@ -238,22 +175,22 @@ class EncoderLayer(torch.autograd.Function):
         if needs.out_scale:
             residual = affine(x, frozen.input_weight, v.input_bias, rows, room)
             branch = _branch(middle, middle_mean, middle_rstd, residual, space)
-            found["out_scale"] = scale_gradient(grad, branch, v.out_scale, call)
-        inner = _through_scale(inner, v.out_scale, "out_bias", v, needs, found, rows)
+            found["out_scale"] = scale_gradient(grad, branch, v.out_scale, rows, space)
+        inner, matrix = _through_scale(inner, v.out_scale, frozen.out, "out_bias", v, needs, found, rows)
         below = ctx.needs_input_grad[0] or needs.input_bias
         if not (below or needs.qkv_scale or needs.qkv_bias or needs.qkv_inner or needs.qkv_outer):
             return None, None, None, *(found.get(name) for name in Vectors._fields)
-        inner = back(inner, frozen.out)
+        inner = back(inner, matrix)
         inner = frozen.attention.backward(inner, qkv, rows, call.masks, space)
         if needs.qkv_scale:
-            found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, call)
-        inner = _through_scale(inner, v.qkv_scale, "qkv_bias", v, needs, found, rows)
+            found["qkv_scale"] = scale_gradient(inner, qkv, v.qkv_scale, rows, space)
+        inner, matrix = _through_scale(inner, v.qkv_scale, frozen.qkv, "qkv_bias", v, needs, found, rows)
         if v.qkv_inner is not None and v.qkv_outer is not None:
             low = affine(x, frozen.input_weight, v.input_bias, rows).to(dtype)
             low, found["qkv_inner"], found["qkv_outer"] = low_rank_backward(inner, low, v.qkv_inner, v.qkv_outer, rows)
         if not below:
             return None, None, None, *(found.get(name) for name in Vectors._fields)
-        grad = add_back(grad, inner, frozen.qkv)
+        grad = add_back(grad, inner, matrix)
         if v.qkv_inner is not None:
             grad.add_(low)
         if needs.input_bias and v.input_bias is not None:
@@ -297,14 +234,24 @@ def _kept(like: torch.Tensor, frozen: Frozen, call: Call, which: int) -> torch.T
 def _through_scale(
     grad: torch.Tensor,
     scale: torch.Tensor | None,
+    weight: torch.Tensor,
     bias: str,
     v: Vectors,
     needs: Vectors,
     found: dict[str, torch.Tensor],
     rows: Rows,
-) -> torch.Tensor:
-    """The gradient behind a scale, in place, and the bias's, which is what it sums to."""
-    scale_(grad, scale, rows)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient and the matrix that takes it back, one of them times the scale: the smaller, if that is exact.
+
+    Also finds the bias's gradient, which is what that behind the scale sums to.
+    """
+    low_rank = bias == "qkv_bias" and v.qkv_inner is not None  # which needs the gradient itself
+    in_matrix = scale is not None and scale.dim() == 1 and weight.dtype == scale.dtype and not low_rank
+    if scale is None or not in_matrix or weight.shape[1] >= grad.shape[0]:
+        scale_(grad, scale, rows)
+        if getattr(needs, bias):
+            found[bias] = sum_tokens(grad, getattr(v, bias), rows)
+        return grad, weight
     if getattr(needs, bias):
-        found[bias] = sum_tokens(grad, getattr(v, bias), rows)
-    return grad
+        found[bias] = sum_tokens(grad, getattr(v, bias), rows) * scale
+    return grad, weight * scale.view(-1, 1)

@@ -14,10 +14,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from propulsion.fast.attention import Attention
 from propulsion.fast.embeddings import Embeddings
-from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors, affine
+from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors
 from propulsion.fast.masks import Masks
 from propulsion.fast.reading import NotFusedError, Read, low_rank, read, read_activation, read_norm, scales
 from propulsion.fast.rows import Rows, flatten
+from propulsion.fast.rowwise import affine
 from propulsion.fast.workspace import Workspace
 
 FAMILIES = (BertModel, RobertaModel)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from propulsion.harness import turns
+
 PEAK_RESET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -20,7 +22,7 @@ def device_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     name = match.group(1).strip() if match else platform.processor() or platform.machine()
-    return f"CPU {name}, {torch.get_num_threads()} threads"
+    return f"CPU {name}, {turns.threads()} threads"
 
 
 class PeakMemory:

@@ -132,7 +132,14 @@ class Pack:
         Raises:
             BaseException: what the first job that did not end by itself raised, after all are over.
         """
-        queue, failures = deque(jobs), []
+        threads = torch.get_num_threads()
+        try:
+            self._run(deque(jobs))
+        finally:
+            torch.set_num_threads(threads)  # a cell's own number is that of every thread to come
+
+    def _run(self, queue: deque[Callable[[], None]]) -> None:
+        failures: list[BaseException] = []
         while True:
             while queue and len(self.seated) < self.width and not stops.stopping():
                 member = Member(queue.popleft(), self.shelf)

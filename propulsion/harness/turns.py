@@ -57,6 +57,7 @@ class Turn(threading.Thread):
         self._since = 0.0
         self._answer: Any = None
         self._surroundings: Surroundings | None = None
+        self.threads = torch.get_num_threads()
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
 
     def resume(self, answer: Any = None) -> None:
@@ -86,6 +87,7 @@ class Turn(threading.Thread):
     def run(self) -> None:
         """The thread's work."""
         self._go.acquire()
+        torch.set_num_threads(1)  # each would get workers of its own, and all of them crowd the cores
         try:
             self.job()
         except BaseException as error:
@@ -103,6 +105,12 @@ def current() -> Turn | None:
     """The cell that calls, where it takes turns with others."""
     thread = threading.current_thread()
     return thread if isinstance(thread, Turn) else None
+
+
+def threads() -> int:
+    """How many threads torch computes with; the few of a cell that takes turns are not meant."""
+    own = current()
+    return torch.get_num_threads() if own is None else own.threads
 
 
 def clock() -> float:
