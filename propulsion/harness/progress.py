@@ -21,8 +21,9 @@ class SweepSize(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         grid = config.hydra.sweeper.get("params") or {}  # of an experiment's own file
-        words = [*(f"{key}={values}" for key, values in grid.items()), *config.hydra.overrides.task]
-        sweeps.begin(str(config.results_dir), count_cells(words))
+        words = {word.partition("=")[0]: word for word in config.hydra.overrides.task}
+        own = [f"{key}={values}" for key, values in grid.items() if key not in words]
+        sweeps.begin(str(config.results_dir), count_cells([*own, *config.hydra.overrides.task]))
         os.environ[PARALLEL_CELLS] = str(config.hydra.launcher.get("n_jobs") or 1)
 
 
