@@ -1,4 +1,4 @@
-"""Ablations from records: which run belongs where, the tables by hand, steps to a score; the command on a toy backbone."""
+"""Ablations from records: which run belongs where, tables by hand, steps to a score, the command on a toy backbone."""
 
 from __future__ import annotations
 

@@ -34,11 +34,13 @@ UNDECIDED, NOT_RUN, NOT_AVAILABLE = "undecided", "not run", "not available"
 VERDICTS = {
     HOLDS: "counts: by every way of counting; kernels: close, and closer than either control, in every task and seed; "
     "the rest: equivalent to the paper's number within the margin",
-    FAILS: "counts: by no way of counting; kernels: close on no task; the rest: the 90 % interval lies outside the margin",
-    AS_AT_RANDOM: "kernels: close in every task and seed, but on each task not always closer than random directions, or "
-    "random weights, of the same number",
+    FAILS: "counts: by no way of counting; kernels: close on no task; the rest: the 90 % interval lies outside the "
+    "margin",
+    AS_AT_RANDOM: "kernels: close in every task and seed, but on each task not always closer than random directions, "
+    "or random weights, of the same number",
     ONLY_AS_COUNTED: "by the paper's way of counting, but not by every way that treats both sides alike",
-    UNDECIDED: "the 90 % interval lies across the edge of the margin: more seeds are needed; kernels: the tasks disagree",
+    UNDECIDED: "the 90 % interval lies across the edge of the margin: more seeds are needed; kernels: the tasks "
+    "disagree",
     NOT_RUN: "fewer runs of the cell than the test needs",
     NOT_AVAILABLE: "no source for the number",
 }
