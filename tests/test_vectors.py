@@ -19,7 +19,7 @@ from propulsion.fast import find_path
 from propulsion.harness import record
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError
-from propulsion.harness.training import parameter_groups
+from propulsion.harness.optimizing import parameter_groups
 from propulsion.tuner.pooling import POOLINGS, pool
 from tests.conftest import ComposeCell, compose_settings
 from tests.test_tuner import draw_z, logits, wrapped, zs

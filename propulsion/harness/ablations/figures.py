@@ -55,7 +55,7 @@ def levels(found: Scores) -> Figure:
     names = [style.name(found.ablation.axis.label(level), 30) for level, _ in found.ablation.levels]
     left = 0.35 + 0.072 * max(map(len, names))
     figure, panels = style.grid(len(found.tasks), 4, 1.8, 0.21 * len(names) + 0.4, left)
-    for n, ((task, _), axes) in enumerate(zip(found.tasks, panels, strict=True)):
+    for (task, _), axes in zip(found.tasks, panels, strict=True):
         for y, (level, _) in enumerate(found.ablation.levels):
             cell = found.cells[level, task]
             if cell.mean is None:
@@ -66,7 +66,8 @@ def levels(found: Scores) -> Figure:
             axes.plot(seeds, [y] * len(seeds), linestyle="", marker="o", color=colour, markersize=2.5, alpha=0.6)
             axes.plot(100 * cell.mean, y, marker="s", color=colour, markersize=5)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_yticks(range(len(names)) if n % 4 == 0 else [], names if n % 4 == 0 else [])
+        first = axes.get_subplotspec().is_first_col()
+        axes.set_yticks(range(len(names)) if first else [], names if first else [])
         axes.set_title(style.name(TASK_NAMES.get(task, task)), loc="left")
         axes.locator_params(axis="x", nbins=4)
     below = "score × 100, final weights; square: mean, dots and bar: seeds and their range; orange: the base cell"

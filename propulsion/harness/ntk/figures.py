@@ -76,7 +76,7 @@ def closeness(groups: Sequence[Sequence[Record]]) -> Figure:
     height = figure.get_figheight()
     figure.subplots_adjust(top=1 - style.ABOVE / height, bottom=(style.BELOW + 0.3) / height)
     kinds = (("method", 0), ("random directions", 1), ("random weights", 2))
-    for n, (records, axes) in enumerate(zip(groups, panels, strict=True)):
+    for records, axes in zip(groups, panels, strict=True):
         for y, label in enumerate(labels):
             subjects = [r["subjects"][label] for r in records if "controls" in r["subjects"].get(label, {})]
             for kind, i in kinds:
@@ -85,7 +85,8 @@ def closeness(groups: Sequence[Sequence[Record]]) -> Figure:
                 axes.plot(values, [y] * len(values), linestyle="", color=look["color"], marker=look["marker"],
                           markersize=5, alpha=0.8, label=kind if y == 0 else None)  # fmt: skip
         axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.set_yticks(range(len(labels)) if n % 4 == 0 else [], names if n % 4 == 0 else [])
+        first = axes.get_subplotspec().is_first_col()
+        axes.set_yticks(range(len(labels)) if first else [], names if first else [])
         axes.set_title(style.name(_task(records)), loc="left")
         axes.set_xlabel("alignment")
         axes.locator_params(axis="x", nbins=4)
