@@ -77,12 +77,16 @@ def test_kernels_of_adapters_are_those_of_the_explicit_jacobian(kind: str) -> No
         torch.testing.assert_close(found.grams[group], jacobian @ jacobian.T, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("room", [1, 2_000, 50_000])
-def test_blocks_of_any_size_give_the_same_kernels(room: int) -> None:
+@pytest.mark.parametrize(
+    ("room", "part"),
+    [(1, "encoder.layer.1.output.dense.bias"), (1_000, "encoder.layer.1.output"), (60_000, "")],
+    ids=["an entry", "a place", "all"],
+)
+def test_blocks_of_any_size_give_the_same_kernels(room: int, part: str) -> None:
     model = model_of("full")
-    names = trained(model)
+    names = [name for name in trained(model) if part in name]
     total = sum(dict(model.named_parameters())[name].numel() for name in names)
-    entries = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:300].sort().values
+    entries = torch.randperm(total, generator=torch.Generator().manual_seed(0))[: total // 2].sort().values
     whole = kernels(model, {"all": names}, ROWS, {"some": ("all", entries)})
     blocks = kernels(model, {"all": names}, ROWS, {"some": ("all", entries)}, room=room)
     jacobian = explicit(model, names)[:, entries]
