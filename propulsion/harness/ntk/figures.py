@@ -30,7 +30,18 @@ def heatmaps(records: Sequence[Record]) -> Figure:
         axes.set_yticks([])
         axes.grid(False)
         axes.set_title(f"{style.name(label, 16)}, {subjects[label]['whole']['alignment']:.2f}", loc="left")
-    figure.colorbar(shown, ax=panels, shrink=0.7, pad=0.015)
+    right = max(axes.get_position().x1 for axes in panels)
+    top = max(axes.get_position().y1 for axes in panels)
+    height = panels[0].get_position().height
+    across = figure.get_figwidth()
+    figure.set_figwidth(max(across, right * across + 0.9))
+    scale = across / figure.get_figwidth()
+    figure.subplots_adjust(left=figure.subplotpars.left * scale, right=figure.subplotpars.right * scale)
+    bar = figure.add_axes(
+        (right * scale + 0.2 / figure.get_figwidth(), top - height, 0.12 / figure.get_figwidth(), height)
+    )
+    figure.colorbar(shown, cax=bar)
+    bar.grid(False)
     style.heading(
         figure,
         f"{_place(records)}: tangent kernels at the start, with the head",
@@ -41,6 +52,8 @@ def heatmaps(records: Sequence[Record]) -> Figure:
 
 def spectra(records: Sequence[Record]) -> Figure:
     """Eigenvalues of the backbone's part of each kernel, as shares of their sum; mean over seeds."""
+    from matplotlib.ticker import NullFormatter
+
     from propulsion.harness.figures import style
 
     labels = [label for label in SHOWN if all("adapter" in r["subjects"].get(label, {}) for r in records)]
@@ -54,6 +67,9 @@ def spectra(records: Sequence[Record]) -> Figure:
         axes.plot(places, [mean[n - 1] for n in places], **style.look(i), markersize=3, markevery=4, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("eigenvalue, by size")
     axes.set_ylabel("share of the trace")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
