@@ -1,7 +1,7 @@
 """Tangent kernels of the methods against full fine-tuning's, with controls of the same count. For `make ntk`.
 
     python -m scripts.ntk tasks=sst2,rte seeds=0,1,2 data_dir=<folder> results_dir=results/ntk
-    python -m scripts.ntk methods=full,lora,propulsion degrees=1,55 training.max_train_rows=128 trained=no
+    python -m scripts.ntk methods=full,lora,propulsion degrees= training.max_train_rows=128 trained=no memory=8
 
 Rows: `training.max_train_rows` training and `training.max_eval_rows` evaluation rows. `trained=yes` also trains each
 method on these rows, as an ordinary cell, and compares. Kernels that are there are skipped. Whatever else stands on the
@@ -43,6 +43,7 @@ class Request:
     data_dir: str = ""
     results_dir: str = "results/ntk"
     trained: str = YES
+    memory: str = "1"  # GB that a block of Jacobians may take
     overrides: list[str] = field(default_factory=list)
 
 
@@ -51,12 +52,14 @@ def parse(arguments: list[str]) -> Request:
     request = Request()
     for word in arguments:
         key, found, value = word.partition("=")
-        if found and value and key != "overrides" and key in Request.__dataclass_fields__:
+        if found and (value or key == "degrees") and key != "overrides" and key in Request.__dataclass_fields__:
             setattr(request, key, value)
         else:
             request.overrides.append(word)
     if request.trained not in (YES, NO):
         raise UserError(f"trained={request.trained}: use yes or no")
+    if not request.memory.isdigit() or request.memory == "0":
+        raise UserError(f"memory={request.memory}: give whole GB, as in memory=4")
     return request
 
 
@@ -85,7 +88,7 @@ def identity(chosen: dict[str, Settings], trained: bool) -> str:
     return hashlib.sha256(json.dumps([keys, trained], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def kernel_of(chosen: dict[str, Settings], trained: bool) -> bool:
+def kernel_of(chosen: dict[str, Settings], trained: bool, room: int) -> bool:
     """Measure and write one kernel record, unless it is there. Returns whether it ran."""
     first = next(iter(chosen.values()))
     wanted = identity(chosen, trained)
@@ -98,7 +101,7 @@ def kernel_of(chosen: dict[str, Settings], trained: bool) -> bool:
         entry, _ = run_cell(settings)
         if entry["status"] == SUCCESS:
             runs[label] = entry
-    entry = measure(chosen, runs)
+    entry = measure(chosen, runs, room)
     records.write(first.results_dir, {**entry, "identity": wanted})
     return True
 
@@ -117,7 +120,7 @@ def main(arguments: list[str]) -> int:
         check_writable(request.results_dir)
         for number, chosen in enumerate(grid, 1):
             first, begun = next(iter(chosen.values())), time.monotonic()
-            ran = kernel_of(chosen, request.trained == YES)
+            ran = kernel_of(chosen, request.trained == YES, int(request.memory) * 10**9)
             what = f"{first.task.name}/{first.backbone.name} seed {first.seed}: {len(chosen)} kernels"
             took = duration(time.monotonic() - begun) if ran else "done before, skipped"
             print(f"[{number}/{len(grid)}] {what}; {took}", flush=True)

@@ -329,6 +329,7 @@ def test_the_recorded_kernel_is_that_of_the_cells_own_start(results: Path) -> No
     [
         (["methods=head"], "leave `full` among the methods"),
         (["trained=maybe"], "trained=maybe: use yes or no"),
+        (["memory=much"], "memory=much: give whole GB"),
         (["methods=full,nope"], "unknown method 'nope'"),
         (["training.max_steps=1,2"], "give every other key one value"),
     ],
