@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError
 from propulsion.harness.optimizing import parameter_groups
 from propulsion.tuner.pooling import POOLINGS, pool
-from tests.conftest import ComposeCell, compose_settings
+from tests.conftest import ROOT, ComposeCell, compose_settings
 from tests.test_tuner import draw_z, logits, wrapped, zs
 from tests.tiny_models import tiny_batch, tiny_classifier
 
@@ -189,3 +191,11 @@ def test_weight_decay_is_for_no_stack_of_vectors(tiny: ComposeCell) -> None:
     decayed = [g for g in parameter_groups(model, parts, settings.training) if g["weight_decay"]]
     names = {id(p): n for n, p in model.named_parameters()}
     assert decayed and not any("propulsion_z" in names[id(p)] for g in decayed for p in g["params"])
+
+
+def test_the_tuner_is_registered_also_after_somebody_only_asked_whether_peft_is_there() -> None:
+    code = (
+        "import propulsion, importlib.util; importlib.util.find_spec('peft'); import peft.mapping as m;"
+        "assert 'PROPULSION' in m.PEFT_TYPE_TO_CONFIG_MAPPING"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
