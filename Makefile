@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit bench lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit bench ntk ablations lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -76,6 +76,15 @@ submit: $(STAMP) ## prediction files for the GLUE and SuperGLUE servers, zipped,
 
 bench: $(STAMP) ## speed and memory of a training step against the peers, in results/bench
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.bench $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,out)) $(ARGS))
+
+# Both take part of the grid (TASKS= BACKBONES= SEEDS=, ntk METHODS= too) and, with DATA_DIR=, the real rows.
+ntk: $(STAMP) ## tangent kernels against full fine-tuning's, with random controls, in results/ntk
+	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.ntk $(strip $(CHOICE) $(ARGS))
+
+ablations: $(STAMP) ## degree, position, vectors, start, head, decay; steps to a score, time and memory
+	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.ablations $(strip $(call list,TASKS,tasks) \
+	  $(call list,BACKBONES,backbones) $(call list,SEEDS,seeds) $(call path,DATA_DIR,data_dir) \
+	  $(call path,RESULTS_DIR,results_dir) $(ARGS))
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	$(PYTHON) -m ruff format --check .

@@ -28,6 +28,7 @@ def apply_method(
     """
     if method.head not in HEAD_POLICIES:
         raise unknown("head policy", method.head, HEAD_POLICIES)
+    _vectors(method)
     tuned: PreTrainedModel | peft.PeftModel = model
     if method.apply == "peft":
         tuned = _wrap(model, method, backbone)
@@ -69,6 +70,7 @@ def _unfreeze(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec
 def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) -> peft.PeftModel:
     options = dict(method.peft)
     kind = str(options.pop("peft_type", "")).upper()
+    options |= _vectors(method)
     configs: dict[str, Any] = {str(getattr(k, "value", k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in configs:
         raise unknown("peft_type", kind, configs)
@@ -88,6 +90,23 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) ->
     if method.head == "wrapped":
         _unfreeze_wrapped_head(tuned, method, backbone)
     return tuned
+
+
+def _vectors(method: MethodSpec) -> dict[str, Any]:
+    """Propulsion's options that a method's file leaves alone: those that were given.
+
+    Raises:
+        UserError: the method is no Propulsion.
+    """
+    usual = MethodSpec()
+    given = {
+        name: getattr(method, name)
+        for name in ("num_vectors", "pooling", "init_spread")
+        if getattr(method, name) != getattr(usual, name)
+    }
+    if given and (method.apply != "peft" or str(method.peft.get("peft_type", "")).upper() != "PROPULSION"):
+        raise UserError(f"method {method.name} has no {next(iter(given))}: only Propulsion's methods do")
+    return given
 
 
 def _unfreeze_wrapped_head(tuned: peft.PeftModel, method: MethodSpec, backbone: BackboneSpec) -> None:

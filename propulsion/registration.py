@@ -31,17 +31,21 @@ class _Peft(MetaPathFinder):
         if fullname != "peft":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # transformers only asks whether peft is there: the import is yet to come
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenTuner(spec.loader)
+            spec.loader = _ThenTuner(spec.loader, self)
         return spec
 
 
 class _ThenTuner(Loader):
     """Peft's own loader; what it loads is followed by the tuner."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, finder: _Peft) -> None:
         self.loader = loader
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -50,6 +54,8 @@ class _ThenTuner(Loader):
         module.__loader__ = self.loader
         assert module.__spec__ is not None
         module.__spec__.loader = self.loader
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         self.loader.exec_module(module)
         importlib.import_module(TUNER)
 

@@ -3,7 +3,8 @@
     python -m scripts.claims
     python -m scripts.claims results_dir=results/paper reference=results/reference out=results/claims
 
-Reads the records of one result set (only those of the paper profile count), writes <out>/claims.{md,csv,tex}.
+Reads the records of one result set (only those of the paper profile count) and the kernels of `make ntk` (those of
+every result set, or of the one that is named), writes <out>/claims.{md,csv,tex}.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from propulsion.harness import claims, ledger, references, sheets
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.evidence import unusable
+from propulsion.harness.ntk import records as kernels
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.tables import load_records
 from propulsion.harness.tables.as_csv import rows_to_csv
@@ -39,6 +41,7 @@ def main(arguments: list[str]) -> int:
             references.read_claims(reference / "claims.csv"),
             references.read_scores(reference / "glue.csv"),
             records,
+            kernels=kernels.read(own) if own else kernels.read_all(RESULTS),
         )
         texts = {
             "md": ledger.to_markdown(entries),

@@ -102,7 +102,7 @@ def test_every_claim_of_the_paper_stands_in_the_ledger_and_counts_are_decided() 
         "sst2-lora",
         "sst2-adalora",
     )
-    assert verdicts == {**counts, **dict.fromkeys(measured, NOT_RUN), "kernel": NOT_AVAILABLE}
+    assert verdicts == {**counts, **dict.fromkeys([*measured, "kernel"], NOT_RUN)}
     assert entries["full-count"].value == 355_361_794
     assert entries["propulsion-count"].value == 86_018
     for number in ("4,131x", "1,577x as the paper on roberta_large", "1,449x as the paper on roberta_base"):
@@ -494,3 +494,47 @@ def test_the_ledger_is_written_in_three_formats_without_a_network(
     again = tmp_path / "again"
     assert script.main([f"results_dir={paper_runs}", f"out={again}"]) == 0
     assert (again / "claims.md").read_bytes() == (tmp_path / "claims.md").read_bytes()
+
+
+# Kernels
+
+
+def kernel_record(task: str, seed: int, ours: float, directions: float, subset: float) -> dict[str, Any]:
+    controls = {"directions": directions, "subset": subset}
+    facts = {
+        "adapter": {"alignment": ours},
+        "controls": {name: {"adapter": {"alignment": value}} for name, value in controls.items()},
+    }
+    run = {"task": task, "backbone": "minilm", "seed": seed, "data": {"source": "local"}, "weights": {"id": "x"}}
+    return {"run": run, "subjects": {"propulsion": facts}}
+
+
+@pytest.mark.parametrize(
+    ("alignments", "expected"),
+    [
+        ([(0.95, 0.90, 0.80)] * 4, HOLDS),
+        ([(0.95, 0.99, 0.80)] * 4, claims.AS_AT_RANDOM),
+        ([(0.95, 0.90, 0.96)] * 4, claims.AS_AT_RANDOM),
+        ([(0.95, 0.99, 0.80)] * 3 + [(0.95, 0.90, 0.80)], claims.UNDECIDED),
+        ([(0.95, 0.90, 0.80)] * 3 + [(0.85, 0.80, 0.80)], claims.UNDECIDED),
+        ([(0.85, 0.80, 0.80)] * 4, FAILS),
+        ([(0.95, 0.90, 0.80)] * 3, NOT_RUN),
+    ],
+)
+def test_kernels_are_judged_beside_both_controls(alignments: list[tuple[float, float, float]], expected: str) -> None:
+    tasks = ("sst2", "rte", "cola", "stsb")
+    found = [
+        kernel_record(task, seed, *values) for task, values in zip(tasks, alignments, strict=False) for seed in range(3)
+    ]
+    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
+    entry = claims.judge_kernel(claim, found)
+    assert entry.verdict == expected
+    assert entry.n == 3 and "not the paper's backbone" in entry.conditions
+    assert f"SST-2 {alignments[0][0]:.3f} (random directions {alignments[0][1]:.3f}" in entry.ours
+    assert claims.judge_kernel(claim, found[1:]).verdict == NOT_RUN  # two seeds of one task
+
+
+def test_without_kernels_the_claim_says_what_would_decide_it() -> None:
+    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
+    entry = claims.judge_kernel(claim, [])
+    assert entry.verdict == NOT_RUN and "make ntk" in entry.conditions

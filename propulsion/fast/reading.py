@@ -88,7 +88,7 @@ def _factors(module: Any) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
         return ((), factors) if module.is_feedforward else (factors, ())
     zs: Any = module.propulsion_z
     active = [name for name in module.active_adapters if name in zs]
-    return tuple(Factor(zs[name], module.degree[name]) for name in active), ()
+    return tuple(Factor(module.vector(name), module.degree[name]) for name in active), ()
 
 
 def _low_rank(module: Any) -> tuple[LowRank, ...]:

@@ -7,7 +7,7 @@ alone (`evidence.unusable`), never by eye.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from propulsion.harness import params
@@ -24,16 +24,23 @@ from propulsion.harness.evidence import (
     runs_of,
     unusable,
 )
+from propulsion.harness.ntk import verdict
 from propulsion.harness.statistics import tost
 from propulsion.harness.tables.model import TASK_NAMES
 
 HOLDS, FAILS, ONLY_AS_COUNTED = "holds", "does not hold", "holds only as counted"
+AS_AT_RANDOM = "close, as at random"
 UNDECIDED, NOT_RUN, NOT_AVAILABLE = "undecided", "not run", "not available"
 VERDICTS = {
-    HOLDS: "counts: by every way of counting; the rest: equivalent to the paper's number within the margin",
-    FAILS: "counts: by no way of counting; the rest: the 90 % interval lies outside the margin",
+    HOLDS: "counts: by every way of counting; kernels: close, and closer than either control, in every task and seed; "
+    "the rest: equivalent to the paper's number within the margin",
+    FAILS: "counts: by no way of counting; kernels: close on no task; the rest: the 90 % interval lies outside the "
+    "margin",
+    AS_AT_RANDOM: "kernels: close in every task and seed, but on each task not always closer than random directions, "
+    "or random weights, of the same number",
     ONLY_AS_COUNTED: "by the paper's way of counting, but not by every way that treats both sides alike",
-    UNDECIDED: "the 90 % interval lies across the edge of the margin: more seeds are needed",
+    UNDECIDED: "the 90 % interval lies across the edge of the margin: more seeds are needed; kernels: the tasks "
+    "disagree",
     NOT_RUN: "fewer runs of the cell than the test needs",
     NOT_AVAILABLE: "no source for the number",
 }
@@ -220,6 +227,44 @@ def judge_speed(claim: Row, records: list[Record]) -> Entry:
     return replace(entry, verdict=verdict, ours=ours, value=sum(found) / len(found) if found else None)
 
 
+def judge_kernel(claim: Row, kernels: Sequence[Record]) -> Entry:
+    """Kernels of Propulsion (all layers) against full fine-tuning's, beside controls of the same count.
+
+    On the claim's own backbone where it was measured, else on the one with most tasks: the entry says which.
+    """
+    entry = _entry(claim)
+    measured = {name: verdict.found(kernels, name) for name in sorted({r["run"]["backbone"] for r in kernels})}
+    measured = {name: found for name, found in measured.items() if found}
+    if not measured:
+        return replace(entry, conditions=_line(claim["how"], "to decide: make ntk on the real files, three seeds"))
+    backbone = min(measured, key=lambda name: (name != claim["backbone"], -len(measured[name]), name))
+    found = measured[backbone]
+    seeds = min(len(each.ours) for each in found)
+    other = "" if backbone == claim["backbone"] else "; not the paper's backbone"
+    how = f"centred alignment with full fine-tuning's kernel at the start, head left out, {backbone}{other}"
+    entry = replace(
+        entry,
+        ours=", ".join(each.words for each in found),
+        value=sum(sum(each.ours) / len(each.ours) for each in found) / len(found),
+        n=seeds,
+        conditions=_line(f"{how}; close: {verdict.CLOSE:g} or more", "the paper gives heatmaps without numbers"),
+    )
+    if not verdict.whole(found):
+        return replace(entry, conditions=_line(entry.conditions, f"{len(found)} tasks, {seeds} of {SEEDS} seeds"))
+    return replace(entry, verdict=_kernel_verdict(found))
+
+
+def _kernel_verdict(found: Sequence[verdict.Found]) -> str:
+    if not any(each.close for each in found):
+        return FAILS
+    if not all(each.close for each in found):
+        return UNDECIDED
+    if all(each.beats(each.directions) and each.beats(each.subset) for each in found):
+        return HOLDS
+    chance = all(not each.beats(each.directions) or not each.beats(each.subset) for each in found)
+    return AS_AT_RANDOM if chance else UNDECIDED
+
+
 def _pairs(claim: Row, records: list[Record], task: str) -> Iterable[tuple[int, Record, Record]]:
     """Runs of the two methods of a claim with the same seed: (seed, subject's, against's)."""
     ours, theirs = (by_seed(records, claim[side], claim["backbone"], task) for side in ("subject", "against"))
@@ -282,8 +327,12 @@ def ledger(
     refuse: Callable[[Record], str | None] = unusable,
     margin: float = POINTS,
     counts: Counts | None = None,
+    kernels: Sequence[Record] = (),
 ) -> list[Entry]:
-    """Every claim, then every reference score, judged. `refuse` says which records are no evidence."""
+    """Every claim, then every reference score, judged. `refuse` says which records are no evidence.
+
+    `kernels` are the records of `make ntk`.
+    """
     reasons = [(record, refuse(record)) for record in records]
     evidence = [record for record, reason in reasons if reason is None]
     of_speed = [record for record, reason in reasons if reason in (None, EVALUATED_OTHERWISE)]
@@ -292,6 +341,8 @@ def ledger(
     for claim in claims:
         if claim["kind"] == "count":
             entries.append(judge_count(claim, counts))
+        elif claim["kind"] == "kernel":
+            entries.append(judge_kernel(claim, kernels))
         elif not claim["reference"]:
             entries.append(replace(_entry(claim), verdict=NOT_AVAILABLE, conditions=_how(claim)))
         else:

@@ -23,11 +23,16 @@ def parameter_groups(model: nn.Module, parts: Partition, spec: TrainingSpec) -> 
     for names, rate in ((parts.adapter, spec.learning_rate), (parts.head, head_rate)):
         for decayed in (True, False):
             chosen = [
-                parameters[name] for name in names if (spec.decay_vectors or is_matrix(parameters[name])) == decayed
+                parameters[name] for name in names if (spec.decay_vectors or decays(name, parameters[name])) == decayed
             ]
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": spec.weight_decay if decayed else 0.0})
     return groups
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay is for this parameter: a matrix, and no stack of vectors such as several z of a layer."""
+    return is_matrix(parameter) and ".propulsion_z." not in name
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from baselines import Counts, apply_method, count, partition
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.gauge import gauge
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import BackboneSpec, MethodSpec, TaskSpec
 from propulsion.harness.sheets import NONE, Sheet
@@ -77,6 +78,7 @@ class Count:
     own_head: int  # parameters of the backbone's head, trained or not
     base: int  # parameters of the backbone with its head, before any method
     refusal: str = ""
+    effective: int | None = None  # of `adapter`, those that the outputs can tell apart (propulsion.harness.gauge)
 
     @property
     def bytes(self) -> int | None:
@@ -136,7 +138,8 @@ def count_cell(backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count
     counts = count(tuned, partition(tuned, backbone.head, policy != "frozen"))
     if counts.trainable == 0:
         return Count(backbone.name, method.name, policy, None, own_head, base, "nothing left to train")
-    return Count(backbone.name, method.name, policy, counts, own_head, base)
+    effective = counts.adapter - gauge(tuned).redundant
+    return Count(backbone.name, method.name, policy, counts, own_head, base, effective=effective)
 
 
 def count_all(backbones: Iterable[str] | None = None, methods: Iterable[str] | None = None) -> Iterator[Count]:
@@ -182,6 +185,7 @@ def _data(row: Count, references: dict[tuple[str, str], Count]) -> dict[str, obj
         "method": row.method,
         "head_policy": row.policy,
         "adapter": counts and counts.adapter,
+        "effective": row.effective,
         "head": counts and counts.head,
         "trainable": counts and counts.trainable,
         "own_head": row.own_head,
@@ -195,7 +199,7 @@ def _data(row: Count, references: dict[tuple[str, str], Count]) -> dict[str, obj
 
 NO_COUNT = Count("", "", "", None, 0, 0)  # a reference that was not asked for
 HEADER = (
-    *("method", "head is", "adapter", "head", "trainable", "share", "on disk"),
+    *("method", "head is", "adapter", "effective", "head", "trainable", "share", "on disk"),
     *(f"{reference}: {way}" for reference in ("LoRA", "full") for way in WAYS),
 )
 
@@ -220,6 +224,7 @@ def _texts(row: Count, references: dict[tuple[str, str], Count]) -> tuple[str, .
         row.method,
         row.policy,
         f"{row.counts.adapter:,}",
+        NONE if row.effective is None else f"{row.effective:,}",
         f"{row.counts.head:,}",
         f"{row.counts.trainable:,}",
         percent(row.share or 0.0),

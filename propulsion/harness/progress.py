@@ -20,7 +20,10 @@ class SweepSize(Callback):
     """Hydra callback: notes before the first cell how many there are, and how many run at once."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        sweeps.begin(str(config.results_dir), count_cells(list(config.hydra.overrides.task)))
+        grid = config.hydra.sweeper.get("params") or {}  # of an experiment's own file
+        words = {word.partition("=")[0]: word for word in config.hydra.overrides.task}
+        own = [f"{key}={values}" for key, values in grid.items() if key not in words]
+        sweeps.begin(str(config.results_dir), count_cells([*own, *config.hydra.overrides.task]))
         os.environ[PARALLEL_CELLS] = str(config.hydra.launcher.get("n_jobs") or 1)
 
 

@@ -11,6 +11,7 @@ from propulsion.harness import claims, ledger, references, sheets
 from propulsion.harness.errors import UserError
 from propulsion.harness.figures import FigureFile, draw_suites
 from propulsion.harness.files import write_bytes
+from propulsion.harness.ntk import records as kernels
 from propulsion.harness.page import render
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.tables import Table, tables_of, write_tables
@@ -42,7 +43,7 @@ def write_report(results_dir: str | Path, processes: int = 1) -> tuple[dict[str,
             paths.append(_write(Path(results_dir, f"{place}.{ending}"), content))
     rows = [row for tables in suites.values() for row in tables[0].rows]
     records = list({id(record): record for row in rows for record in row.records}.values())  # RTE is in two suites
-    entries = _ledger(records)
+    entries = _ledger(records, kernels.read(results_dir))
     beside = _beside(records, entries)
     if beside is not None:
         paths += sheets.write(Path(results_dir, "tables"), "paper", _formats(beside))
@@ -80,11 +81,11 @@ def _word(name: str) -> str:
     return word if word == name else f"{word}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _ledger(records: list[Record]) -> list[claims.Entry]:
-    """The claims judged by these records alone."""
+def _ledger(records: list[Record], measured: list[Record]) -> list[claims.Entry]:
+    """The claims judged by these records, and these kernels, alone."""
     folder = REPOSITORY / "results" / "reference"
     claimed, scores = references.read_claims(folder / "claims.csv"), references.read_scores(folder / "glue.csv")
-    return claims.ledger(claimed, scores, records, counts=_counts())
+    return claims.ledger(claimed, scores, records, counts=_counts(), kernels=measured)
 
 
 @functools.cache

@@ -123,6 +123,9 @@ class MethodSpec:
     head: str = "trained"  # trained | frozen | wrapped (trained, and scaled or adapted by the method as well)
     learning_rate: float = MISSING
     degree: int | None = None
+    num_vectors: int = 1  # of Propulsion: z of each layer, pooled into one before the power
+    pooling: str = "avg"  # avg | max | min | l2
+    init_spread: float = 0.0  # standard deviation of z around 1 at the start
     targets: list[str] = field(default_factory=list)  # backbone roles, for peft's target_modules
     feedforward: list[str] = field(default_factory=list)  # backbone roles, for IA3's feedforward_modules
     peft: dict[str, Any] = field(default_factory=dict)
@@ -216,6 +219,8 @@ class Config:
 
 
 ConfigStore.instance().store("schema", Config)
+# `${ratio:0.015,${method.degree}}` in an experiment's file: a rate that goes down as the degree goes up.
+OmegaConf.register_new_resolver("ratio", lambda above, below: float(f"{above / below:.6g}"), replace=True)
 SPECS: dict[str, Any] = {
     "task": TaskSpec,
     "backbone": BackboneSpec,

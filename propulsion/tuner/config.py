@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from peft.config import PeftConfig
 
+from propulsion.tuner.pooling import POOLINGS
 from propulsion.tuner.targets import GROUPS
 
 PEFT_TYPE = "PROPULSION"
@@ -19,6 +20,11 @@ class PropulsionConfig(PeftConfig):
 
     Args:
         degree: The k of `y * z**k`, an integer of at least 1.
+        num_vectors: How many z each layer has; from two on they are pooled into one before the power (arXiv
+            2409.10927, appendix F: Multi-Propulsion). Vectors that start equal stay equal under any of the
+            poolings: start them apart with `init_spread`.
+        pooling: How several z become one, feature by feature: `avg`, `max`, `min`, or `l2`, the root of the mean
+            square, which is 1 where every z is.
         target_modules: The layers to scale. A list of name endings, as elsewhere in peft; a group (`all`,
             `all-linear`, `attention`, `query`, `key`, `value`, `mlp`, `embeddings`); a list that mixes both;
             or a string that is no group, taken as a regex over whole module names. A layer's name wins over a
@@ -32,13 +38,15 @@ class PropulsionConfig(PeftConfig):
             scaled layers. Disabling the adapter does not undo a trained bias.
         init_weights: True starts every z at 1, so that the model's outputs do not change. False draws z
             around 1, which only serves tests.
+        init_spread: The standard deviation of a normal draw of z around 1. 0, the method as published, draws
+            nothing.
         layers_to_transform: The index, or indices, of the blocks to scale; whatever lies outside the blocks,
             embeddings included, is left out.
         layers_pattern: The name of the list of blocks, where it is not the first numbered part of a name.
 
     Raises:
-        ValueError: The degree is not an integer of at least 1, the bias is none of the above, no target is
-            given, or `layers_to_transform` comes with a regex.
+        ValueError: The degree or the number of vectors is not an integer of at least 1, the bias or the pooling is
+            none of the above, the spread is negative, no target is given, or `layers_to_transform` comes with a regex.
     """
 
     # peft saves the whole embedding matrix beside an adapter that targets `embed_tokens` or `lm_head`, unless
@@ -46,6 +54,8 @@ class PropulsionConfig(PeftConfig):
     trainable_token_indices: ClassVar[dict[str, list[int]]] = {}
 
     degree: int = field(default=15, metadata={"help": "The k of y * z**k, an integer of at least 1."})
+    num_vectors: int = field(default=1, metadata={"help": "How many z each layer has, pooled into one."})
+    pooling: str = field(default="avg", metadata={"help": f"How several z become one: {', '.join(POOLINGS)}."})
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={"help": f"Name endings, groups ({', '.join(GROUPS)}) or a regex. None means 'all'."},
@@ -60,6 +70,9 @@ class PropulsionConfig(PeftConfig):
     init_weights: bool = field(
         default=True, metadata={"help": "Start every z at 1. False draws z around 1, for tests only."}
     )
+    init_spread: float = field(
+        default=0.0, metadata={"help": "Standard deviation of a normal draw of z around 1; 0 draws nothing."}
+    )
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "The indices of the blocks to scale. Not with a regex."}
     )
@@ -70,8 +83,14 @@ class PropulsionConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
-            raise ValueError(f"degree must be an integer of at least 1, not {self.degree!r}")
+        for name in ("degree", "num_vectors"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if not 0 <= self.init_spread < float("inf"):
+            raise ValueError(f"init_spread must be 0 or more, not {self.init_spread!r}")
         if self.bias not in BIASES:
             raise ValueError(f"bias must be one of {', '.join(BIASES)}, not {self.bias!r}")
         self.target_modules = _as_set(self.target_modules)

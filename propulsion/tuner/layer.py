@@ -13,6 +13,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
+from propulsion.tuner.pooling import pool
+
 if TYPE_CHECKING:
     from propulsion.tuner.config import PropulsionConfig
 
@@ -106,7 +108,7 @@ class _WideParameterDict(nn.ParameterDict):
 
 
 class PropulsionLayer(nn.Module, BaseTunerLayer):
-    """A frozen layer and, for each adapter, a vector z that scales the layer's output.
+    """A frozen layer and, for each adapter, a vector z that scales the layer's output, or several pooled into one.
 
     The scales of several active adapters multiply. While merged, the layer holds its original weights beside
     the merged ones, so that unmerging is exact for every z, zero included; `merge_and_unload` lets go of them
@@ -114,7 +116,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("propulsion_z",)
-    other_param_names = ("degree",)
+    other_param_names = ("degree", "pooling")
     weight_axis: int  # the axis of the base weight that counts output features
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: PropulsionConfig) -> None:
@@ -126,6 +128,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         self.width = width
         self.propulsion_z = _WideParameterDict()
         self.degree: dict[str, int] = {}
+        self.pooling: dict[str, str] = {}
         self.merged_adapters = []
         self._disable_adapters = False
         self._originals: dict[str, nn.Parameter] = {}
@@ -133,12 +136,15 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: PropulsionConfig) -> None:
-        """Adds the z of one adapter, `(width,)`, on the base layer's device."""
-        z = torch.ones(self.width, dtype=self._z_dtype())
-        if not config.init_weights:
-            z.normal_(1.0, INIT_SPREAD)
+        """Adds the z of one adapter, `(width,)` or `(num_vectors, width)`, on the base layer's device."""
+        shape = (self.width,) if config.num_vectors == 1 else (config.num_vectors, self.width)
+        z = torch.ones(shape, dtype=self._z_dtype())
+        spread = config.init_spread if config.init_weights else config.init_spread or INIT_SPREAD
+        if spread:
+            z.normal_(1.0, spread)
         self.propulsion_z[adapter_name] = nn.Parameter(z)
         self.degree[adapter_name] = config.degree
+        self.pooling[adapter_name] = config.pooling
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -172,12 +178,16 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged or not active:
             return y
         if len(active) == 1:
-            return scale_output(y, self.propulsion_z[active[0]], self.degree[active[0]])
+            return scale_output(y, self.vector(active[0]), self.degree[active[0]])
         return scale_output(y, self._scale(active), 1)
+
+    def vector(self, adapter_name: str) -> torch.Tensor:
+        """The z of one adapter, `(width,)`: its parameter, or what its several vectors pool to."""
+        return pool(self.propulsion_z[adapter_name], self.pooling[adapter_name])
 
     def _scale(self, adapter_names: Sequence[str]) -> torch.Tensor:
         """The product of z**k over some adapters, `(width,)`."""
-        powers = [self.propulsion_z[name].pow(self.degree[name]) for name in adapter_names]
+        powers = [self.vector(name).pow(self.degree[name]) for name in adapter_names]
         return reduce(torch.mul, powers)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {  # group -> the roles of its layers, see 
 
 # The last part of a layer's name, for bert, roberta, deberta, distilbert, llama, mistral, qwen, opt, gpt2,
 # gpt-neox, falcon, phi, t5, bart and whoever follows them. `fused` is query, key and value in one layer.
-_ATTENTION_NAMES = {
+ATTENTION_NAMES = {
     "query": ("query", "query_proj", "q_proj", "q_lin", "q_attn"),
     "key": ("key", "key_proj", "k_proj", "k_lin"),
     "value": ("value", "value_proj", "v_proj", "v_lin"),
@@ -152,7 +152,7 @@ def _role(model: nn.Module, name: str, layer: nn.Module) -> str:
         return "output"
     parent_name, _, last = name.rpartition(".")
     in_attention = "attention" in type(model.get_submodule(parent_name)).__name__.lower()
-    for role, names in _ATTENTION_NAMES.items():
+    for role, names in ATTENTION_NAMES.items():
         if last in names or (in_attention and last in _SHORT_ATTENTION_NAMES[role]):
             return role
     return "mlp" if _is_mlp(name.split(".")) else "other"

@@ -1,0 +1,139 @@
+"""Tangent kernels of the methods against full fine-tuning's, with controls of the same count. For `make ntk`.
+
+    python -m scripts.ntk tasks=sst2,rte seeds=0,1,2 data_dir=<folder> results_dir=results/ntk
+    python -m scripts.ntk methods=full,lora,propulsion degrees= training.max_train_rows=128 trained=no memory=8
+
+Rows: `training.max_train_rows` training and `training.max_eval_rows` evaluation rows. `trained=yes` also trains each
+method on these rows, as an ordinary cell, and compares. Kernels that are there are skipped. Whatever else stands on the
+line goes to every cell as a Hydra override.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from propulsion.harness import planning, sheets
+from propulsion.harness.cell import run_cell
+from propulsion.harness.errors import UserError
+from propulsion.harness.ntk import records
+from propulsion.harness.ntk.measure import measure
+from propulsion.harness.ntk.report import write_report
+from propulsion.harness.progress import duration
+from propulsion.harness.record import SUCCESS, cell_key, check_writable
+from propulsion.harness.settings import Settings
+from propulsion.harness.sources import open_source
+
+YES, NO = "yes", "no"
+
+
+@dataclass
+class Request:
+    """What was typed."""
+
+    tasks: str = "sst2,rte,cola,stsb"
+    methods: str = "full,head,bitfit,lora,ia3,propulsion,propulsion_attn"
+    backbones: str = "minilm"
+    seeds: str = "0"
+    degrees: str = "1,55"  # of `propulsion`, beside the method's own
+    data_dir: str = ""
+    results_dir: str = "results/ntk"
+    trained: str = YES
+    memory: str = "1"  # GB that a block of Jacobians may take
+    overrides: list[str] = field(default_factory=list)
+
+
+def parse(arguments: list[str]) -> Request:
+    """Split `key=value` words into the request's own keys and Hydra overrides."""
+    request = Request()
+    for word in arguments:
+        key, found, value = word.partition("=")
+        if found and (value or key == "degrees") and key != "overrides" and key in Request.__dataclass_fields__:
+            setattr(request, key, value)
+        else:
+            request.overrides.append(word)
+    if request.trained not in (YES, NO):
+        raise UserError(f"trained={request.trained}: use yes or no")
+    if not request.memory.isdigit() or request.memory == "0":
+        raise UserError(f"memory={request.memory}: give whole GB, as in memory=4")
+    return request
+
+
+def cells(request: Request, task: str, backbone: str, seed: str) -> dict[str, Settings]:
+    """Label -> settings: the methods, and Propulsion at further degrees."""
+    words = ["experiment=ntk", f"task={task}", f"backbone={backbone}", f"seed={seed}"]
+    words += ["data=local", f"data.dir={request.data_dir}"] if request.data_dir else []
+    words += [f"results_dir={request.results_dir}", *request.overrides]
+    asked = {method: [f"method={method}"] for method in request.methods.split(",")}
+    if "propulsion" in asked:
+        further = [degree for degree in request.degrees.split(",") if degree]
+        asked |= {f"propulsion k={k}": ["method=propulsion", f"method.degree={k}"] for k in further}
+    found = {}
+    for label, own in asked.items():
+        settings = planning.settings_of([*words, *own])
+        if len(settings) != 1:
+            raise UserError("make ntk sweeps over tasks=, backbones= and seeds= alone: give every other key one value")
+        found[label] = settings[0]
+    return found
+
+
+def identity(chosen: dict[str, Settings], trained: bool) -> str:
+    """What decides a kernel record: the cells behind it, and whether they were trained."""
+    fingerprint = open_source(next(iter(chosen.values())).task, next(iter(chosen.values())).data).fingerprint()
+    keys = {label: cell_key(settings.config, fingerprint) for label, settings in chosen.items()}
+    return hashlib.sha256(json.dumps([keys, trained], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kernel_of(chosen: dict[str, Settings], trained: bool, room: int) -> bool:
+    """Measure and write one kernel record, unless it is there. Returns whether it ran."""
+    first = next(iter(chosen.values()))
+    wanted = identity(chosen, trained)
+    place = records.path_of(first.results_dir, first.task.name, first.backbone.name, first.seed)
+    known = [r for r in records.read(first.results_dir) if r.get("identity") == wanted]
+    if known and place.is_file():
+        return False
+    runs: dict[str, Any] = {}
+    for label, settings in chosen.items() if trained else ():
+        entry, _ = run_cell(settings)
+        if entry["status"] == SUCCESS:
+            runs[label] = entry
+    entry = measure(chosen, runs, room)
+    records.write(first.results_dir, {**entry, "identity": wanted})
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is missing, write the tables and figures. Exit code 2 on bad input."""
+    started = time.monotonic()
+    try:
+        request = parse(arguments)
+        grid = [
+            cells(request, task, backbone, seed)
+            for backbone in request.backbones.split(",")
+            for seed in request.seeds.split(",")
+            for task in request.tasks.split(",")
+        ]
+        check_writable(request.results_dir)
+        for number, chosen in enumerate(grid, 1):
+            first, begun = next(iter(chosen.values())), time.monotonic()
+            ran = kernel_of(chosen, request.trained == YES, int(request.memory) * 10**9)
+            what = f"{first.task.name}/{first.backbone.name} seed {first.seed}: {len(chosen)} kernels"
+            took = duration(time.monotonic() - begun) if ran else "done before, skipped"
+            print(f"[{number}/{len(grid)}] {what}; {took}", flush=True)
+        made, paths = write_report(request.results_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for one in made:
+        print("", one.title, one.legend, "", *sheets.markdown(one), sep="\n")
+    print("\nwritten:", *paths)
+    print(f"took {duration(time.monotonic() - started)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
