@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test soak tables params claims plan submit bench ntk ablations lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test test-gpu soak tables params claims plan submit bench ntk ablations gpu-report lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -49,6 +49,12 @@ test: export HF_DATASETS_OFFLINE := 1
 test: export WANDB_MODE := disabled
 test: $(STAMP) ## the whole test suite, without a network
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+# On the GPU's own torch; one process, so that tests do not share its memory.
+test-gpu: export HF_HUB_OFFLINE := 1
+test-gpu: export WANDB_MODE := disabled
+test-gpu: $(STAMP) ## the tests that need a CUDA GPU; without one each says so
+	$(PYTHON) -m pytest -m gpu -rs
 
 soak: export OMP_NUM_THREADS := 1
 soak: $(STAMP) ## a small sweep killed 500 times, which has to end as one that never was
@@ -85,6 +91,10 @@ ablations: $(STAMP) ## degree, position, vectors, start, head, decay; steps to a
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.ablations $(strip $(call list,TASKS,tasks) \
 	  $(call list,BACKBONES,backbones) $(call list,SEEDS,seeds) $(call path,DATA_DIR,data_dir) \
 	  $(call path,RESULTS_DIR,results_dir) $(ARGS))
+
+gpu-report: $(STAMP) ## on a GPU: steps of large models, then MiniLM on the files of DATA_DIR; resumable
+	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.gpu_report $(strip $(call path,DATA_DIR,data_dir) \
+	  $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,out)) $(ARGS))
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	$(PYTHON) -m ruff format --check .
