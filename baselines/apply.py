@@ -29,6 +29,11 @@ def apply_method(
     if method.head not in HEAD_POLICIES:
         raise unknown("head policy", method.head, HEAD_POLICIES)
     _vectors(method)
+    if backbone.quantize != "none" and method.apply != "peft":
+        raise UserError(
+            f"method {method.name} puts no adapter on the backbone, and the weights of backbone.quantize="
+            f"{backbone.quantize} cannot be trained: use method=propulsion, lora or ia3, or backbone.quantize=none"
+        )
     tuned: PreTrainedModel | peft.PeftModel = model
     if method.apply == "peft":
         tuned = _wrap(model, method, backbone)

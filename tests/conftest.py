@@ -17,7 +17,18 @@ CONF = ROOT / "conf"
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
 
+# The same test on both: so that what needs a GPU is known to run where there is none.
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
 ComposeCell = Callable[..., Settings]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, and say why, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
 def names(group: str) -> list[str]:

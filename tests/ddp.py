@@ -1,6 +1,7 @@
 """Cells as one process of several runs them: `torchrun --nproc-per-node=2 -m tests.ddp <folder> <word> ...`.
 
-Each further word is an action on the cell: `run`, or `kill=<step>`, which ends the run by SIGKILL at that step.
+Each further word is an action on the cell: `run`, or `kill=<step>`, which ends the run by SIGKILL at that step; or
+an override of its settings, as in `training.fsdp=full_shard`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from tests.conftest import compose_settings
 OPTIONS = ("method=propulsion", "training.max_steps=24", "training.evaluations=3", "training.dropout=0.0")
 
 
-def settings(folder: str) -> Settings:
+def settings(folder: str, *overrides: str) -> Settings:
     """A cell without dropout, whose random draws differ between processes."""
     learning = ("training.learning_rate=0.01", "training.checkpoint_seconds=0", "training.batch_size=8")
-    return compose_settings("experiment=tiny", *OPTIONS, *learning, f"results_dir={folder}")
+    return compose_settings("experiment=tiny", *OPTIONS, *learning, *overrides, f"results_dir={folder}")
 
 
 def main(folder: str, *actions: str) -> None:
     """Do the actions in turn; the first process prints what each came to."""
     torch.set_num_threads(1)
+    overrides = [word for word in actions if "=" in word and not word.startswith("kill=")]
     for action in actions:
+        if action in overrides:
+            continue
         name, _, step = action.partition("=")
         if name == "kill":
             _kill_at(int(step))
-        entry, ran = run_cell(settings(folder))
+        entry, ran = run_cell(settings(folder, *overrides))
         if ranks.rank() == 0:
             print(f"{entry['status']} {'ran' if ran else 'skipped'} on {entry['env']['device_count']}", flush=True)
     if torch.distributed.is_initialized():

@@ -102,7 +102,6 @@ def test_a_run_that_leaves_the_finite_numbers_is_recorded_as_diverged(tiny: Comp
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["auto", "fp16", "fp32"])
 def test_a_cell_runs_on_cuda(tiny: ComposeCell, precision: str) -> None:
     entry, _ = run_cell(tiny(f"training.precision={precision}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,24 +15,20 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertPreTrainedModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from baselines.counts import in_head
-from propulsion.harness import hub
+from propulsion.harness import hub, quantization
 from propulsion.harness.errors import UserError
+from propulsion.harness.pooling import MeanPoolingBert, read_by_mask
 from propulsion.harness.settings import BackboneSpec, TaskSpec
 from propulsion.harness.tokenizers import byte_tokenizer
 
@@ -45,50 +42,6 @@ class Weights:
     id: str
     revision: str | None
     sha256: str | None
-
-
-class MeanPoolingBert(BertPreTrainedModel):
-    """BERT with a linear head on the mean of the real tokens' last hidden states.
-
-    Sentence encoders such as MiniLM were trained for this pooling, and their own pooler never was.
-    """
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.num_labels: int = config.num_labels or 1
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Logits of shape (batch, labels) from ids and mask of shape (batch, length)."""
-        hidden = self.bert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-        ).last_hidden_state
-        if attention_mask is None:
-            pooled = hidden.mean(dim=1)
-        else:
-            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-        logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None and self.config.problem_type == "regression":
-            loss = functional.mse_loss(logits.squeeze(-1), labels)
-        elif labels is not None:
-            loss = functional.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def model_class(spec: BackboneSpec) -> Any:
@@ -122,7 +75,31 @@ def _head_settings(task: TaskSpec) -> dict[str, Any]:
 
 def _from_config(spec: BackboneSpec, config: PreTrainedConfig) -> PreTrainedModel:
     cls = model_class(spec)
-    return cls.from_config(config) if cls is AutoModelForSequenceClassification else cls(config)
+    with _attention(spec, config):
+        return read_by_mask(cls.from_config(config) if cls is AutoModelForSequenceClassification else cls(config))
+
+
+@contextmanager
+def _attention(spec: BackboneSpec, config: PreTrainedConfig) -> Iterator[None]:
+    """The model made from `config` here gets the attention that is asked for.
+
+    Raises:
+        UserError: the family does not have it, or what it needs is not installed.
+    """
+    if spec.attention != "auto":
+        config._attn_implementation = spec.attention
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if spec.attention == "auto":
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0].split(" Please ")[0].rstrip(".")
+        raise UserError(f"backbone.attention={spec.attention} on {spec.name}: {reason}; use auto") from error
+
+
+def attention_of(model: Any) -> str | None:
+    """The attention that a model computes with: sdpa, eager, flash_attention_2."""
+    return getattr(model.config, "_attn_implementation", None)
 
 
 def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
@@ -201,7 +178,9 @@ def load_model(
     if dropout is not None:
         _set_dropout(config, dropout)
     if path == "random":
-        return _from_config(spec, config).to(dtype), weights
+        with _drawn_in(dtype):  # not in float32 first, which a large model has no room for
+            model = _from_config(spec, config)
+        return (model if spec.quantize == "none" else _quantized(spec, model, config)), weights
     return _pretrained(spec, config, path, dtype), _resolved(weights, spec, path)
 
 
@@ -228,17 +207,37 @@ def _set_dropout(config: PreTrainedConfig, rate: float) -> None:
 
 
 def _pretrained(spec: BackboneSpec, config: PreTrainedConfig, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    with _quiet():  # the new head is no news, and what else is missing is checked below
+    options = {**_revision(spec, path), **quantization.options(spec)}
+    with _quiet(), _attention(spec, config):  # the new head is no news, and what else is missing is checked below
         model, info = _from_hub(
             spec,
             lambda: model_class(spec).from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True, **_revision(spec, path)
+                path, config=config, dtype=dtype, output_loading_info=True, **options
             ),
         )
     missing = [key for key in info["missing_keys"] if not key.startswith(tuple(f"{h}." for h in spec.head))]
     if missing:
         raise UserError(f"backbone {spec.name}: the weights at {path} lack {len(missing)} tensors, first {missing[0]}")
-    return model
+    if spec.quantize != "none":
+        quantization.keep_differentiable(model)
+    return read_by_mask(model)
+
+
+@contextmanager
+def _drawn_in(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _quantized(spec: BackboneSpec, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Random weights as a quantized model: only a load quantizes, so they go through a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return _pretrained(spec, config, folder, model.dtype)
 
 
 @contextmanager

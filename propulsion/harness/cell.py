@@ -16,9 +16,20 @@ import torch
 from transformers import TrainerCallback
 
 from baselines import Counts, apply_method, count, in_head
-from propulsion.harness import devices, finished, leases, memory, packing, ranks, record, speed
+from propulsion.harness import (
+    devices,
+    finished,
+    leases,
+    memory,
+    packing,
+    quantization,
+    ranks,
+    record,
+    sharding,
+    speed,
+)
 from propulsion.harness.assembly import build_model, rows_of
-from propulsion.harness.backbones import Weights, build_empty, find_weights
+from propulsion.harness.backbones import Weights, attention_of, build_empty, find_weights
 from propulsion.harness.digests import start_digest
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError
@@ -38,7 +49,7 @@ log = logging.getLogger(__name__)
 
 COST_FACTS = (
     *("padding_fraction", "peak_memory_bytes", "adapter_bytes", "fast_path", "cached_features"),
-    *("micro_batch", "oom_retries", "packed_with"),
+    *("micro_batch", "oom_retries", "packed_with", "sharded_parameters"),
 )
 
 
@@ -136,6 +147,9 @@ def _write(path: Path, entry: dict[str, Any]) -> None:
 def _refuse_early(settings: Settings) -> None:
     """What cannot work is refused on an empty model, before weights are read or anything is written."""
     find_weights(settings.backbone)
+    quantization.check_installed(settings.backbone)
+    sharding.check(settings)
+    devices.resolve_precision(settings.training.precision, settings.backbone.dtype)
     apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
 
 
@@ -168,6 +182,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
             },
             "weights": None,
             "start": None,  # digest of the run's starting point, where it is not the backbone alone
+            "scales": None,  # smallest and largest z^k at an evaluation, and the first step at which one was extreme
             "kept": None,  # rule -> step, sha256 and bytes of the trained tensors in weights/<key>/<rule>.safetensors
         },
         "params": {"adapter": None, "head": None, "trainable": None, "total": None},
@@ -215,7 +230,12 @@ def _run(
             tuned, [name for name in parts.adapter if not in_head(name, settings.backbone.head)], spec.start_from
         )
         entry["run"]["start"] = {"sha256": start_digest(spec.start_from)}
+    entry["env"]["attention"] = attention_of(tuned)
     chosen = speed.set_up(tuned, spec)
+    if spec.gradient_checkpointing:
+        memory.checkpoint_activations(tuned)
+    if spec.fsdp != "off":
+        entry["cost"]["sharded_parameters"] = sharding.shard(tuned, settings.backbone.head)
     packing.join(tuned)
     length = min(spec.max_length, settings.backbone.max_length)
 
@@ -230,9 +250,11 @@ def _run(
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
     watched, rows = [*callbacks, *best], encoded(data.train)
-    outcome = memory.guarded(
-        lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=watched)
-    )
+    with devices.tf32(spec.tf32):
+        outcome = memory.guarded(
+            lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=watched)
+        )
+    entry["run"]["scales"] = outcome.scales
     _fill_outcome(entry, outcome, settings)
     entry["cost"] |= {"fast_path": speed.path_taken(tuned, chosen), "cached_features": chosen.features}
     entry["cost"] |= {"peak_memory_bytes": peak.read(), "packed_with": packing.packed_with(tuned)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from propulsion.harness import turns
+from propulsion.harness.errors import UserError
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -49,9 +51,27 @@ class PeakMemory:
 
 
 def resolve_precision(precision: str, dtype: str) -> str:
-    """`auto`: bf16 autocast on CUDA that has it (else fp16) and for bf16 weights anywhere; fp32 otherwise."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
+    """`auto`: bf16 autocast on CUDA that has it (else fp16), that of half-precision weights on a CPU; else fp32.
+
+    Raises:
+        UserError: fp16 on a CPU, which has no gradient scaling there.
+    """
+    if precision == "auto" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if dtype == "bfloat16" else "fp32"
+    if precision == "auto":
+        precision = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "fp32")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("fp16 needs a CUDA GPU: set training.precision=bf16, and backbone.dtype=bfloat16 or float32")
+    return precision
+
+
+@contextlib.contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """CUDA's float32 matrix products in TF32 (10 bits of mantissa) or in full, whatever they were before."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if on else "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

@@ -1,4 +1,4 @@
-"""A run that does not fit into memory is tried again in smaller pieces, with the same effective batch."""
+"""Memory: activations computed again instead of kept; what does not fit is tried again in smaller pieces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
+from peft import PeftModel
 
 from propulsion.harness import ranks
 from propulsion.harness.settings import TrainingSpec
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let every block of the backbone keep its input alone, and compute the rest again in the backward pass.
+
+    Not the reentrant kind, which would lose the gradients of all that is trained in a block whose input, as that of a
+    frozen embedding, needs none. Random numbers are drawn again as they were: same losses, same gradients.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.2x renamed it
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class TooLarge(Exception):

@@ -289,11 +289,16 @@ def fit(settings: Settings) -> Fit:
         return Fit(None, "several processes")
     if spec.fast_path == "off":
         return Fit(None, "training.fast_path=off")
+    if spec.tf32:
+        return Fit(None, "training.tf32=true, a setting of the whole process")
     weights = json.dumps(asdict(backbone), sort_keys=True)
     reason = _obstacle(weights, settings)
     if reason not in (FROZEN, TRAINED):
         return Fit(None, reason)
-    precision = resolve_precision(spec.precision, backbone.dtype)
+    try:
+        precision = resolve_precision(spec.precision, backbone.dtype)
+    except UserError as error:  # the cell itself is refused with it
+        return Fit(None, str(error))
     seed = settings.seed if backbone.weights == "random" else None  # drawn from it
     return Fit(json.dumps([weights, precision, spec.dropout, spec.lean, reason, seed]))
 
@@ -318,7 +323,8 @@ def _obstacle(weights: str, settings: Settings) -> str:
     """Why a cell cannot be packed, or FROZEN or TRAINED where it can."""
     spec = settings.training
     method = json.dumps(asdict(settings.method), sort_keys=True)
-    known = (weights, method, spec.fast_path, spec.lean, spec.cache_features, settings.task.kind)
+    known = (weights, method, spec.fast_path, spec.lean, spec.cache_features, spec.gradient_checkpointing)
+    known = (*known, settings.task.kind)
     if known not in _obstacles:
         _obstacles[known] = _look(settings)
     return _obstacles[known]

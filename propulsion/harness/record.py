@@ -34,7 +34,10 @@ IGNORED = {
     "task": ("title", "dev_rows", "also", "max_length", "epochs"),  # the last two: defaults of training's, which count
     "backbone": ("note", "package", "package_folder"),
     "method": ("title", "learning_rate"),  # the default of training.learning_rate, which counts
-    "training": ("checkpoint_seconds", "keep_checkpoints", "keep_weights", "start_from", "lean"),
+    "training": (
+        *("checkpoint_seconds", "keep_checkpoints", "keep_weights", "start_from"),
+        *("lean", "gradient_checkpointing", "fsdp"),  # the same numbers from less memory
+    ),
     "recipe": ("sources", "notes"),
 }
 

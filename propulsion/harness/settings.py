@@ -21,6 +21,10 @@ BEST_BY = ("primary", "loss")
 KEEP_WEIGHTS = ("auto", "none", "last", "best", "both")  # auto: both, where they are small
 GROUPS = ("", "given", "pairs")
 FAST_PATHS = ("off", "auto", "on")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
+QUANTIZED = ("none", "8bit", "4bit")
+FSDP = ("off", "full_shard")
+HALF = ("bfloat16", "float16")
 
 
 @dataclass
@@ -105,7 +109,9 @@ class BackboneSpec:
     sha256: str | None = None  # of model.safetensors
     weights: str = "pretrained"  # pretrained | random
     dtype: str = "float32"
-    pooling: str = "native"  # native (the family's own head) | mean (over the real tokens)
+    attention: str = "auto"  # auto (what transformers takes) | sdpa | eager | flash_attention_2; the record has which
+    quantize: str = "none"  # none | 8bit | 4bit: frozen linears through bitsandbytes, the head in `dtype`
+    pooling: str = "native"  # native (the family's own; of a decoder the last real token) | mean (over the real tokens)
     max_length: int = 512
     note: str = ""
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -158,6 +164,9 @@ class TrainingSpec:
     eval_steps: int | None = None  # wins over `evaluations`
     best_by: str = "primary"  # primary | loss: what `best` maximises (or minimises)
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    tf32: bool = False  # float32 matrix products in TF32, on GPUs that have it
+    gradient_checkpointing: bool = False  # every block computed again in the backward pass: less memory, more time
+    fsdp: str = "off"  # off | full_shard: frozen weights shared among the processes; adapter and head on each
     checkpoint_seconds: float = 120.0
     keep_checkpoints: bool = False
     keep_weights: str = "auto"  # none | last | best | both | auto: trained tensors in <results_dir>/weights/<key>
@@ -313,6 +322,9 @@ def _check(settings: Settings) -> None:
         "task.group": (settings.task.group, GROUPS),
         "task.cut": (settings.task.cut, ("", *settings.task.text)),
         "training.fast_path": (settings.training.fast_path, FAST_PATHS),
+        "training.fsdp": (settings.training.fsdp, FSDP),
+        "backbone.attention": (settings.backbone.attention, ATTENTIONS),
+        "backbone.quantize": (settings.backbone.quantize, QUANTIZED),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
@@ -320,3 +332,8 @@ def _check(settings: Settings) -> None:
     check_numbers(settings.training)
     if not 0 <= settings.seed < 2**32:
         raise UserError(f"seed={settings.seed}: must be 0 or more and below 2**32")
+    if settings.training.precision == "fp32" and settings.backbone.dtype in HALF:
+        raise UserError(
+            f"training.precision=fp32 with backbone.dtype={settings.backbone.dtype}: what is trained is float32 and "
+            "the rest is not; set backbone.dtype=float32, or training.precision=auto"
+        )

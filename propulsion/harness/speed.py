@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from propulsion.fast import NotFusedError, fast_path, find_path
@@ -32,11 +33,18 @@ def set_up(model: nn.Module, spec: TrainingSpec) -> Speed:
     """Turn on what the settings ask for.
 
     Raises:
-        UserError: `training.fast_path=on` on a model that cannot take it.
+        UserError: `training.fast_path=on` on a model or with a setting that cannot take it.
     """
+    if spec.gradient_checkpointing and spec.fast_path == "on":
+        raise UserError(
+            "training.gradient_checkpointing=true computes ordinary layers again: with training.fast_path=on use "
+            "training.lean=true"
+        )
     features = spec.cache_features and cache_features(model)
     if spec.fast_path == "off" or features:
         return Speed(None, features)
+    if spec.gradient_checkpointing:
+        return Speed("plain: activations are checkpointed", features)
     if spec.fast_path == "auto" and torch.cuda.is_available():
         return Speed("plain: not measured on CUDA; training.fast_path=on turns it on", features)
     try:
@@ -67,7 +75,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     layers = [m for m in model.modules() if isinstance(m, PropulsionLayer) and not isinstance(m, Embedding)]
     weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
     small = sum(weight.nbytes for weight in weights) <= MERGED_BYTES
-    if not small or any(weight.dtype != torch.float32 for weight in weights):
+    if not small or any(weight.dtype != torch.float32 or isinstance(weight, DTensor) for weight in weights):
         layers = []
     try:
         for layer in layers:

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from propulsion.harness.sampler import EpochSampler
 from propulsion.harness.settings import TrainingSpec
 from propulsion.harness.speed import merged
 from propulsion.harness.turns import clock
+
+Kind = TypeVar("Kind")
 
 
 class CellTrainer(Trainer):
@@ -39,10 +41,14 @@ class CellTrainer(Trainer):
         # The families' losses are means over the batch and ignore num_items_in_batch: divide per micro-batch.
         self.model_accepts_loss_kwargs = False
 
+    def find(self, kind: type[Kind]) -> Kind:
+        """The callback of a kind: a checkpoint puts another in the place of the first."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, kind))
+
     @property
     def meter(self) -> Meter:
-        """The meter among the callbacks: a checkpoint puts another in the place of the first."""
-        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Meter))
+        """The meter among the callbacks."""
+        return self.find(Meter)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset

@@ -27,6 +27,7 @@ from propulsion.harness.encode import EvaluationRows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import Diverged, Evaluation, Scorer, read_history
 from propulsion.harness.meter import Meter
+from propulsion.harness.scales import ScaleWatch
 from propulsion.harness.settings import Settings, total_steps
 from propulsion.harness.trainer import CellTrainer
 from propulsion.harness.turns import current
@@ -44,6 +45,7 @@ class Outcome:
     diverged: str | None
     losses: list[tuple[int, float]]  # the training loss by step: means of ten steps each
     late: stops.Stop | None  # asked when there was no step left to stop at: to leave once the record is written
+    scales: dict[str, Any] | None  # the extremes of z^k at the evaluations
 
 
 class Bar(ProgressCallback):
@@ -83,7 +85,7 @@ def train(
                 tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
             ),
             compute_metrics=Scorer(settings.task, evaluation),
-            callbacks=[Meter(), watch, *callbacks],
+            callbacks=[Meter(), watch, ScaleWatch(settings.cell), *callbacks],
         )
         _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.to_resume(model, folder)))
         if watch.stopped and not watch.diverged:
@@ -92,7 +94,8 @@ def train(
     trainer.meter.settle()
     log = trainer.state.log_history
     losses = [(int(entry["step"]), entry["loss"]) for entry in log if "loss" in entry]
-    return Outcome(read_history(log), trainer.state.global_step, precision, trainer.meter, watch.diverged, losses, late)
+    steps, scales = trainer.state.global_step, trainer.find(ScaleWatch).as_record()
+    return Outcome(read_history(log), steps, precision, trainer.meter, watch.diverged, losses, late, scales)
 
 
 def _run_to_the_end(trainer: CellTrainer, watch: Watch, checkpoint: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from propulsion.tuner.config import PEFT_TYPE, PropulsionConfig
+from propulsion.tuner.dequantize import merge_dequantized
 from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer, scale_output
 from propulsion.tuner.model import PropulsionModel
 from propulsion.tuner.targets import GROUPS, resolve_targets
@@ -17,6 +18,7 @@ __all__ = [
     "PropulsionConfig",
     "PropulsionLayer",
     "PropulsionModel",
+    "merge_dequantized",
     "resolve_targets",
     "scale_output",
 ]

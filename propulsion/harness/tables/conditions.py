@@ -202,7 +202,8 @@ def _device(record: Record) -> str | None:
         return None
     count = env.get("device_count") or 1
     device = f"{count} × {env.get('device')}" if count > 1 else env.get("device")
-    return ", ".join(str(word) for word in (device, env.get("precision")) if word) or None
+    tf32 = "tf32 products" if at(record, "run.config.training.tf32") else None
+    return ", ".join(str(word) for word in (device, env.get("precision"), tf32) if word) or None
 
 
 def _crowds(records: list[Record]) -> str:
@@ -257,6 +258,9 @@ def _apart(record: Record) -> list[str]:
     """What sets a run's time and memory apart from that of a run alone, over all rows, in whole batches."""
     cost = record["cost"]
     words = ["features computed once"] if cost.get("cached_features") else []
+    training = at(record, "run.config.training") or {}
+    words += ["activations computed again"] if training.get("gradient_checkpointing") else []
+    words += ["weights shared among the devices"] if training.get("fsdp", "off") != "off" else []
     others = (cost.get("packed_with") or 1) - 1
     words += [f"packed with {others} other{'s' if others > 1 else ''}"] if others > 0 else []
     retried = (cost.get("oom_retries") or 0) > 0
