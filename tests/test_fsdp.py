@@ -50,7 +50,7 @@ def test_two_processes_with_half_the_weights_each_equal_one_with_all(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("method=full",), "puts no adapter on the backbone: use training.fsdp=off"),
+        (("method=full",), "freezes nothing: use training.fsdp=off"),
         (("backbone.quantize=4bit", "method=lora"), "cannot cut quantized weights"),
         (("training.fast_path=auto",), "gathers the weights of ordinary layers"),
     ],

@@ -83,21 +83,16 @@ def test_every_measurement_is_made_once_and_goes_on_after_a_stop(
     assert text.count("| roberta_large | 8 × 2 |") == 6 and "LLaMA" not in text.splitlines()[0]
 
 
-def test_operations_of_a_step_are_counted_as_by_hand(tmp_path: Path) -> None:
-    """Of a frozen linear two products a step and token pair, forward and input gradient; of a trained one three."""
+def test_operations_of_a_step_are_counted_as_by_hand() -> None:
+    """Two operations a weight and token: forward and input gradient of frozen linears, the weight's too of the head."""
     found = grid(parse(["shape=tiny", "device=cpu", "rounds=2"]))
-    flops = {}
-    for step in gpu_report.steps(found):
-        if step.backbone.name == "llama_7b" and step.method.name in ("propulsion", "lora") and not step.fused:
-            flops[step.method.name] = gpu_report.measure(step, found, "cpu")["flops"]
-    hidden, inner, layers, tokens, batch, length = 32, 64, 2, 16, 2, 8
-    linear = 2 * tokens * (4 * hidden * hidden + 3 * hidden * inner) * layers
-    head = 2 * batch * hidden * 2
-    attention = 2 * 2 * batch * length * length * hidden * layers  # scores and values, forward
-    forward = linear + head + attention
-    # Backward: input gradients of all linears and of the head, its weight's, and attention again at two to three times.
-    assert forward + linear + head <= flops["propulsion"] <= forward + linear + 2 * head + 3 * attention
-    assert flops["lora"] > flops["propulsion"] - 2 * linear / 10
+    step = next(s for s in gpu_report.steps(found) if s.name == "llama_7b-propulsion-8")
+    flops = gpu_report.measure(step, found, "cpu")["flops"]
+    hidden, inner, layers, batch, length = 32, 64, 2, 2, 8
+    linears = 2 * 2 * batch * length * (4 * hidden * hidden + 3 * hidden * inner) * layers
+    head = 3 * 2 * batch * hidden * 2
+    attention = 3.5 * 2 * 2 * batch * length * length * hidden * layers  # not counted by every kernel on a CPU
+    assert linears + head <= flops <= linears + head + attention
 
 
 @pytest.mark.slow

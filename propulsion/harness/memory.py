@@ -19,7 +19,7 @@ def checkpoint_activations(model: Any) -> None:
     Not the reentrant kind, which would lose the gradients of all that is trained in a block whose input, as that of a
     frozen embedding, needs none. Random numbers are drawn again as they were: same losses, same gradients.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.2x renamed it
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:

@@ -323,8 +323,8 @@ def _obstacle(weights: str, settings: Settings) -> str:
     """Why a cell cannot be packed, or FROZEN or TRAINED where it can."""
     spec = settings.training
     method = json.dumps(asdict(settings.method), sort_keys=True)
-    known = (weights, method, spec.fast_path, spec.lean, spec.cache_features, spec.gradient_checkpointing)
-    known = (*known, settings.task.kind)
+    choices = (spec.fast_path, spec.lean, spec.cache_features, spec.gradient_checkpointing)
+    known = (weights, method, *choices, settings.task.kind)
     if known not in _obstacles:
         _obstacles[known] = _look(settings)
     return _obstacles[known]

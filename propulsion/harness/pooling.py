@@ -107,6 +107,7 @@ def _reading_by_mask(cls: type) -> type:
 
 def read_by_mask(model: PreTrainedModel) -> PreTrainedModel:
     """Give a decoder's classifier (LLaMA, Mistral, Qwen and the like) the forward above; others stay as they are."""
-    if isinstance(model, GenericForSequenceClassification) and not isinstance(model, LastRealToken):
-        model.__class__ = _reading_by_mask(type(model))
+    cls: Any = type(model)
+    if issubclass(cls, GenericForSequenceClassification) and not issubclass(cls, LastRealToken):
+        model.__class__ = _reading_by_mask(cls)
     return model

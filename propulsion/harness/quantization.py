@@ -42,7 +42,8 @@ def keep_differentiable(model: nn.Module) -> None:
     bitsandbytes (0.50) does so on processors with bf16 units at the first evaluation, and its product with packed
     weights has no gradient: training that goes on after it would stand still without a word.
     """
-    for module in model.modules():
+    modules: Any = model.modules()
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 

@@ -29,17 +29,17 @@ def check(settings: Settings) -> None:
     """Refuse what cannot be sharded, before a model is loaded.
 
     Raises:
-        UserError: one process, a method that puts no adapter on a frozen backbone, quantized weights, fused layers.
+        UserError: one process, a method that freezes nothing, quantized weights, fused layers.
     """
     if settings.training.fsdp == "off":
         return
     key = f"training.fsdp={settings.training.fsdp}"
     if ranks.size() == 1:
         raise UserError(f"{key} needs several processes: torchrun --nproc-per-node=2 -m scripts.run ...")
-    if settings.method.apply != "peft":
+    if settings.method.apply == "full":
         raise UserError(
-            f"{key} shares frozen weights among the processes and keeps those of an adapter whole; method "
-            f"{settings.method.name} puts no adapter on the backbone: use training.fsdp=off"
+            f"{key} cuts frozen weights and keeps what is trained whole on every process; method "
+            f"{settings.method.name} freezes nothing: use training.fsdp=off"
         )
     if settings.backbone.quantize != "none":
         raise UserError(f"{key} cannot cut quantized weights: use backbone.quantize=none, or training.fsdp=off")

@@ -57,7 +57,7 @@ def _ordinary(layer: Any, dtype: torch.dtype) -> nn.Linear:
 
 
 def _forget_quantization(model: Any) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     for name in ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit"):
