@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
-from propulsion.harness.weights import weights_path
+from propulsion.harness.kept import weights_path
 from tests import ddp
 from tests.conftest import ComposeCell
 from tests.test_ddp import only_record, torchrun

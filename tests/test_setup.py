@@ -188,7 +188,7 @@ def test_lock_has_exact_versions_and_nothing_else() -> None:
 def test_lock_covers_and_satisfies_every_dependency() -> None:
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in LOCK)}
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"harness", "mini", "dev", "cuda", "slurm"}
+    assert set(extras) == {"harness", "mini", "dev", "quantized", "slurm"}
     wanted = [*PROJECT["dependencies"]]
     for extra in ("harness", "mini", "dev", "slurm"):
         wanted += extras[extra]
