@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from propulsion.harness.cell import run_cell
 from tests import ddp
@@ -27,6 +28,10 @@ def only_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+two_devices = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes cannot share the only GPU")
+
+
+@two_devices
 @pytest.mark.slow
 def test_two_processes_equal_one_and_skip_and_resume_the_same_way(tmp_path: Path) -> None:
     killed = torchrun(tmp_path / "two", "kill=15")

@@ -20,7 +20,7 @@ from propulsion.harness.pooling import read_by_mask
 from propulsion.harness.settings import TaskSpec
 from propulsion.harness.sources.base import make_rows
 from propulsion.tuner import PropulsionLayer
-from tests.conftest import CONF, ComposeCell, compose_settings, names
+from tests.conftest import CONF, DEVICES, ComposeCell, compose_settings, names
 from tests.tiny_models import tiny_classifier
 
 DECODERS = [name for name in names("backbone") if compose_settings(f"backbone={name}").backbone.head == ["score"]]
@@ -42,13 +42,14 @@ def batch(lengths: list[int], side: str, pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("pad", [1, EOS], ids=["pad of its own", "pad is eos"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
-def test_every_row_is_read_at_its_last_real_token(family: str, side: str, pad: int) -> None:
+def test_every_row_is_read_at_its_last_real_token(family: str, side: str, pad: int, device: str) -> None:
     """Against each row alone, without any padding, read at its last position."""
-    model = read_by_mask(tiny_classifier(family, pad_token_id=pad, eos_token_id=EOS)).double()
-    rows = batch([9, 4, 1, 6], side, pad)
+    model: Any = read_by_mask(tiny_classifier(family, pad_token_id=pad, eos_token_id=EOS)).double().to(device)
+    rows = {name: value.to(device) for name, value in batch([9, 4, 1, 6], side, pad).items()}
     with torch.no_grad():
         padded = model(**rows).logits
         for number, (ids, mask) in enumerate(zip(rows["input_ids"], rows["attention_mask"], strict=True)):

@@ -13,13 +13,14 @@ from propulsion.harness.errors import UserError
 from propulsion.harness.kept import weights_path
 from tests import ddp
 from tests.conftest import ComposeCell
-from tests.test_ddp import only_record, torchrun
+from tests.test_ddp import only_record, torchrun, two_devices
 
 # z on the head as well, and the head frozen: it has to be in the kept file, whole
 LLAMA = ("backbone=llama_7b", "method=propulsion_paper", "training.keep_weights=both")
 SHARDED = (*LLAMA, "training.fsdp=full_shard", "training.gradient_checkpointing=true")
 
 
+@two_devices
 @pytest.mark.slow
 def test_two_processes_with_half_the_weights_each_equal_one_with_all(tmp_path: Path) -> None:
     killed = torchrun(tmp_path / "two", *SHARDED, "kill=15")
