@@ -22,6 +22,7 @@ from propulsion.harness.files import write_bytes, write_text
 
 SEAL = "whole.json"  # the sizes of all other files; written last
 TRAINED = "trained.safetensors"
+_KNOWN = "_frozen_digest"
 _SAMPLES = 256  # numbers of each frozen tensor: weights that were trained otherwise differ nearly everywhere
 
 
@@ -57,6 +58,16 @@ def fits(model: nn.Module, folder: Path) -> bool:
 
 def frozen_digest(model: nn.Module) -> str:
     """Digest of names, shapes, types and evenly spread numbers of the frozen parameters."""
+    known: str | None = getattr(model, _KNOWN, None)
+    return known or _digest(model)
+
+
+def remember_frozen(model: nn.Module) -> None:
+    """Take the digest now, for good: of a model that is about to be cut among processes no one has all numbers."""
+    setattr(model, _KNOWN, _digest(model))
+
+
+def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

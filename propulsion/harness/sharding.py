@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from baselines import in_head
-from propulsion.harness import ranks
+from propulsion.harness import checkpoints, ranks
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
 
@@ -53,6 +53,7 @@ def shard(model: Any, head: list[str]) -> int:
     Returns:
         How many parameters are cut, counted as in the whole model.
     """
+    checkpoints.remember_frozen(model)
     ranks.join()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(kind, (ranks.size(),))
