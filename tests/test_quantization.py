@@ -126,7 +126,8 @@ def test_merging_refuses_and_on_request_goes_into_a_copy_in_full(bits: str, pack
 @needs_bitsandbytes
 @pytest.mark.parametrize("method", ["propulsion", "lora", "ia3"])
 def test_a_cell_trains_on_a_4_bit_backbone(tiny: ComposeCell, method: str) -> None:
-    entry, _ = run_cell(tiny(*SMALL[1:3], f"method={method}", "backbone.quantize=4bit", "training.checkpoint_seconds=0"))
+    often = "training.checkpoint_seconds=0"
+    entry, _ = run_cell(tiny(*SMALL[1:3], f"method={method}", "backbone.quantize=4bit", often))
     assert entry["status"] == "success", entry["error"]
     assert entry["run"]["config"]["backbone"]["quantize"] == "4bit"
 
