@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +12,12 @@ import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers import DataCollatorWithPadding, EvalPrediction
+from transformers import EvalPrediction
 
 from propulsion.harness.assembly import build_model, rows_of
+from propulsion.harness.classifier import Classifier
 from propulsion.harness.digests import file_digest
-from propulsion.harness.encode import encode, evaluation_rows
+from propulsion.harness.encode import evaluation_rows
 from propulsion.harness.errors import UserError
 from propulsion.harness.evaluation import ALL, Scorer
 from propulsion.harness.keeping import kept_names
@@ -28,12 +28,14 @@ from propulsion.harness.tables.reading import record_name
 from propulsion.harness.weights import load_trained
 
 Record = dict[str, Any]
-NOT_INPUT = ("labels", "length")  # columns of encoded rows that no model takes
 ROWS_APART = 2  # this many rows may fall the other way on another device, whose rounding is another
 
 
-def settings_of_record(record: Record, results_dir: str, data_dir: str) -> Settings:
+def settings_of_record(record: Record, results_dir: str, data_dir: str | None) -> Settings:
     """The settings that a record's run had. Of files and folders on a machine a record has only the names.
+
+    Args:
+        data_dir: where local data lie; None where none will be read.
 
     Raises:
         UserError: a config that this version does not read, or local data without their folder.
@@ -41,7 +43,7 @@ def settings_of_record(record: Record, results_dir: str, data_dir: str) -> Setti
     config = dict(record["run"]["config"])
     config["data"] = {**config["data"], "dir": data_dir or None}
     config["training"] = {**config["training"], "start_from": None}  # the kept weights hold all that was trained
-    if config["data"]["source"] == "local" and not data_dir:
+    if config["data"]["source"] == "local" and data_dir == "":
         raise UserError(
             f"{record_name(record)} is of local files: say where they are, data_dir=<folder> (make: DATA_DIR=)"
         )
@@ -62,7 +64,7 @@ class Predictor:
     record: Record
     rule: str
     results_dir: str
-    data_dir: str
+    data_dir: str | None  # None: its rows are not needed
 
     @property
     def name(self) -> str:
@@ -126,8 +128,12 @@ class Predictor:
         return source
 
     @cached_property
-    def _built(self) -> tuple[Any, Any]:
-        """Tokenizer and model, on the device, with the kept weights."""
+    def classifier(self) -> Classifier:
+        """The model with the kept weights, on the device.
+
+        Raises:
+            UserError: the backbone is not there, or another than the record's.
+        """
         tokenizer, model, parts, weights = build_model(self.settings)
         recorded = self.record["run"]["weights"]
         compared = ("sha256",) if recorded["sha256"] else ("id", "revision")
@@ -139,11 +145,11 @@ class Predictor:
                 )
         load_trained(model, self.file, kept_names(self.settings, model, parts))
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        return tokenizer, model
+        return Classifier(self.name, self.settings, tokenizer, model, self.record["env"].get("precision"))
 
     def release(self) -> None:
         """Let go of the model."""
-        self.__dict__.pop("_built", None)
+        self.__dict__.pop("classifier", None)
 
     def check(self) -> dict[str, dict[str, float]]:
         """Score the loaded model on the run's own evaluation rows and compare with the record.
@@ -155,10 +161,10 @@ class Predictor:
             UserError: they differ by more than rounding on another device can explain.
         """
         parts = rows_of(self.source, self.settings).parts
-        rows = evaluation_rows(
-            {suffix: self._encoded(part, self.settings.task) for suffix, part in parts.items()}, parts
-        )
-        output = EvalPrediction(predictions=self._logits(rows.rows), label_ids=np.asarray(rows.rows[:]["labels"]))
+        encoded = {suffix: self.classifier.encoded(part) for suffix, part in parts.items()}
+        rows = evaluation_rows(encoded, parts)
+        logits = self.classifier.logits(rows.rows)
+        output = EvalPrediction(predictions=logits, label_ids=np.asarray(rows.rows[:]["labels"]))
         scores = Scorer(self.settings.task, rows)(output)
         recorded: dict[str, float] = self.record["eval"][self.rule]
         recomputed = {name: float(scores[f"{ALL}/{name}"]) for name in recorded}
@@ -176,34 +182,4 @@ class Predictor:
         """(n, classes) or (n, 1) for rows of a task with the same labels, in their order."""
         if task.labels != self.settings.task.labels:
             raise UserError(f"{task.name} has other labels than {self.settings.task.name}, whose model is to answer it")
-        return self._logits(self._encoded(rows, task))
-
-    def _encoded(self, rows: Dataset, task: TaskSpec) -> Dataset:
-        tokenizer, _ = self._built
-        length = min(self.settings.training.max_length, self.settings.backbone.max_length)
-        return encode(rows, tokenizer, task, length)
-
-    def _logits(self, encoded: Dataset) -> np.ndarray:
-        """Batches of rows of like length, in the run's precision; its own evaluations may have merged z."""
-        tokenizer, model = self._built
-        order = np.argsort(np.asarray(encoded[:]["length"]), kind="stable")
-        inputs = encoded.remove_columns([name for name in NOT_INPUT if name in encoded.column_names])
-        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
-        size = self.settings.training.eval_batch_size
-        found = []
-        for start in range(0, len(order), size):
-            chosen = inputs.select(order[start : start + size])
-            batch: Any = collate([chosen[i] for i in range(len(chosen))])
-            with torch.no_grad(), self._autocast(model.device.type):
-                found.append(model(**batch.to(model.device)).logits.float().cpu().numpy())
-        logits = np.concatenate(found).astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise UserError(f"{self.name}: the model gives numbers that are not finite; choose another run")
-        back = np.empty_like(logits)
-        back[order] = logits
-        return back
-
-    def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        precision = self.record["env"].get("precision")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(precision))
-        return torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
+        return self.classifier.logits(self.classifier.encoded(rows, task))
