@@ -14,14 +14,15 @@ from propulsion import registration
 
 if TYPE_CHECKING:
     from propulsion.fast import fast_path, plain_path
-    from propulsion.tuner import PropulsionConfig, PropulsionModel
+    from propulsion.tuner import PropulsionConfig, PropulsionModel, hotswap_adapter
 
-__all__ = ["PropulsionConfig", "PropulsionModel", "fast_path", "plain_path"]
+__all__ = ["PropulsionConfig", "PropulsionModel", "fast_path", "hotswap_adapter", "plain_path"]
 
 _HOMES = {
     "PropulsionConfig": "propulsion.tuner",
     "PropulsionModel": "propulsion.tuner",
     "fast_path": "propulsion.fast",
+    "hotswap_adapter": "propulsion.tuner",
     "plain_path": "propulsion.fast",
 }
 registration.with_peft()

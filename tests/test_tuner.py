@@ -598,12 +598,6 @@ def test_callers_config_is_left_as_it_was_and_can_be_used_again() -> None:
     assert all(name.endswith("_proj") for name in llama.peft_config["default"].target_modules)
 
 
-def test_mixed_batches_are_refused_and_not_ignored() -> None:
-    model = get_peft_model(tiny_classifier("bert"), PropulsionConfig(task_type="SEQ_CLS"))
-    with pytest.raises(ValueError, match="adapter_names"):
-        model(**tiny_batch(), adapter_names=["default"] * 3)
-
-
 def test_unsupported_layer_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot scale a LayerNorm"):
         PropulsionLayer(nn.LayerNorm(4), "default", PropulsionConfig())

@@ -8,6 +8,7 @@ from propulsion.tuner.config import PEFT_TYPE, PropulsionConfig
 from propulsion.tuner.dequantize import merge_dequantized
 from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer, scale_output
 from propulsion.tuner.model import PropulsionModel
+from propulsion.tuner.swap import hotswap_adapter
 from propulsion.tuner.targets import GROUPS, resolve_targets
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PropulsionConfig",
     "PropulsionLayer",
     "PropulsionModel",
+    "hotswap_adapter",
     "merge_dequantized",
     "resolve_targets",
     "scale_output",

@@ -18,6 +18,7 @@ from propulsion.tuner.pooling import pool
 if TYPE_CHECKING:
     from propulsion.tuner.config import PropulsionConfig
 
+BASE = "__base__"  # in `adapter_names`, as elsewhere in peft: the row sees no adapter
 INIT_SPREAD = 0.02  # of `init_weights=False`: trained z stay within 0.98 to 1.02
 
 
@@ -169,11 +170,16 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         double = reference is not None and reference.dtype == torch.float64
         return torch.float64 if double else torch.float32
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The base layer's output, scaled by the active adapters: `(..., width)`."""
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> torch.Tensor:
+        """The base layer's output, scaled by the active adapters: `(..., width)`.
+
+        With `adapter_names` (`rows.py`) every row is scaled by its own adapter instead.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
         y = self.base_layer(*args, **kwargs)
+        if adapter_names is not None:
+            return self._scaled_by_row(y, adapter_names)
         active = [name for name in self.active_adapters if name in self.propulsion_z]
         if self.disable_adapters or self.merged or not active:
             return y
@@ -184,6 +190,23 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
     def vector(self, adapter_name: str) -> torch.Tensor:
         """The z of one adapter, `(width,)`: its parameter, or what its several vectors pool to."""
         return pool(self.propulsion_z[adapter_name], self.pooling[adapter_name])
+
+    def _scaled_by_row(self, y: torch.Tensor, adapter_names: Sequence[str]) -> torch.Tensor:
+        """Row i of `y`, `(rows, ..., width)`, by the adapter `adapter_names[i]`, if it has a z here."""
+        if self.disable_adapters:
+            return y
+        rows = len(adapter_names)
+        if isinstance(self, Embedding) and y.shape[0] == 1:
+            y = y.expand(rows, *y.shape[1:])  # one set of positions for all rows
+        if y.dim() < 2 or y.shape[0] != rows:
+            raise ValueError(
+                f"adapter_names has {rows} names, the output of a scaled {type(self).__name__} layer is "
+                f"{tuple(y.shape)}: it needs one name for each row, and layers whose first axis is the batch"
+            )
+        one = torch.ones(self.width, dtype=self._z_dtype(), device=y.device)
+        scales = {n: self._scale([n]) if n in self.propulsion_z else one for n in dict.fromkeys(adapter_names)}
+        scale = torch.stack([scales[name] for name in adapter_names])
+        return scale_output(y, scale.view(rows, *[1] * (y.dim() - 2), self.width), 1)
 
     def _scale(self, adapter_names: Sequence[str]) -> torch.Tensor:
         """The product of z**k over some adapters, `(width,)`."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer
+from propulsion.tuner.rows import adapters_by_row
 from propulsion.tuner.targets import resolve_targets
 
 
@@ -59,9 +63,8 @@ class PropulsionModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Asks every layer before the first is merged, so that a refusal leaves the model as it was."""
-        for module in self.model.modules():
-            if isinstance(module, PropulsionLayer):
-                module.check_mergeable()
+        for layer in self._scaled_layers():
+            layer.check_mergeable()
 
     @staticmethod
     def _create_new_module(config: Any, adapter_name: str, target: nn.Module) -> PropulsionLayer:
@@ -104,9 +107,58 @@ class PropulsionModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError("Propulsion takes no adapter_names in forward: choose with set_adapter")
-        yield
+        names = kwargs.get("adapter_names")
+        with nullcontext() if names is None else adapters_by_row(self, names, kwargs.get("num_beams")):
+            yield
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Makes a new adapter whose scale is the product of others' scales, each to the power of its weight.
+
+        Weights of 1 give what the adapters give when they are active together; a single one with weight 0.5 is
+        half as strong. z^k is taken over as it is: the new adapter has the degree of the first.
+
+        Args:
+            adapters: Names of loaded adapters.
+            weights: One number for each.
+            adapter_name: The name of the new adapter, which is not made active.
+
+        Raises:
+            ValueError: An unknown or a taken name, more or fewer weights, an adapter with `modules_to_save`, or
+                a z that is not above 0 and so has no such power.
+        """
+        configs = self._check_weighted(adapters, weights, adapter_name)
+        targets = {name for config in configs for name in config.target_modules}
+        self.peft_config[adapter_name] = dataclasses.replace(configs[0], target_modules=targets, num_vectors=1)
+        self.inject_adapter(self.model, adapter_name)
+        for layer in self._scaled_layers():
+            if adapter_name not in layer.propulsion_z:
+                continue
+            new = layer.propulsion_z[adapter_name].requires_grad_(False)
+            log = torch.zeros_like(new)
+            for name, weight in zip(adapters, weights, strict=True):
+                if name in layer.propulsion_z:
+                    log += weight * layer.degree[name] * layer.vector(name).detach().log()
+            new.copy_(torch.exp(log / layer.degree[adapter_name]))
+
+    def _check_weighted(self, adapters: list[str], weights: list[float], adapter_name: str) -> list[Any]:
+        if adapter_name in self.peft_config:
+            raise ValueError(f"there is an adapter {adapter_name!r} already")
+        if not adapters or len(adapters) != len(weights):
+            raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each")
+        for name in adapters:
+            if name not in self.peft_config:
+                raise ValueError(f"no adapter {name!r} is loaded; there are {', '.join(self.peft_config)}")
+        for module in self.modules():
+            if isinstance(module, ModulesToSaveWrapper) and set(adapters) & set(module.modules_to_save):
+                raise ValueError("an adapter that trains a module whole (modules_to_save) has no weighted product")
+        for layer in self._scaled_layers():
+            for name in set(adapters) & set(layer.propulsion_z):
+                if not bool((layer.vector(name) > 0).all()):
+                    raise ValueError(f"adapter {name!r} has a z that is not above 0: it has no weighted product")
+        return [self.peft_config[name] for name in adapters]
+
+    def _scaled_layers(self) -> list[PropulsionLayer]:
+        return [module for module in self.model.modules() if isinstance(module, PropulsionLayer)]
 
 
 def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:

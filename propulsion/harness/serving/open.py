@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from propulsion.harness.backbones import load_model, load_tokenizer
 from propulsion.harness.classifier import Classifier
 from propulsion.harness.errors import UserError
+from propulsion.harness.kept import RULES
 from propulsion.harness.planning import settings_of
 from propulsion.harness.record import SUCCESS, look
 from propulsion.harness.settings import Settings
 from propulsion.harness.submission.predict import Predictor, settings_of_record
 from propulsion.harness.tables.reading import problem
-from propulsion.harness.weights import RULES
 
 RECORD = "record.json"  # in an exported folder: the record of its run
 RESULTS = Path("results")
