@@ -45,7 +45,7 @@ def hotswap_adapter(model: Any, model_id: str | Path, adapter_name: str = "defau
             else:
                 tensor.fill_(1.0)
     for layer in layers:
-        if layer.degree[adapter_name] != config.degree:  # a compiled model looks at whether it was written
+        if layer.degree[adapter_name] != config.degree:
             layer.degree[adapter_name] = config.degree
     model.peft_config[adapter_name].degree = config.degree
 
