@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from propulsion.harness.assembly import build_model, rows_of
+from propulsion.harness.assembly import build_model, row_length, rows_of
 from propulsion.harness.digests import file_digest
 from propulsion.harness.encode import encode, evaluation_rows
 from propulsion.harness.errors import UserError
@@ -179,9 +179,8 @@ class Predictor:
         return self._logits(self._encoded(rows, task))
 
     def _encoded(self, rows: Dataset, task: TaskSpec) -> Dataset:
-        tokenizer, _ = self._built
-        length = min(self.settings.training.max_length, self.settings.backbone.max_length)
-        return encode(rows, tokenizer, task, length)
+        tokenizer, model = self._built
+        return encode(rows, tokenizer, task, row_length(self.settings, model))
 
     def _logits(self, encoded: Dataset) -> np.ndarray:
         """Batches of rows of like length, in the run's precision; its own evaluations may have merged z."""
