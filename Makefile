@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce-glue reproduce-superglue test test-gpu soak tables params claims plan submit bench ntk ablations gpu-report lint FORCE
+.PHONY: help reproduce-glue reproduce-superglue test test-gpu soak tables params methods claims plan submit bench ntk ablations gpu-report lint FORCE
 
 help: ## list the targets
 	@echo 'usage: make TARGET [VARIABLE=value ...]'
@@ -67,6 +67,10 @@ tables: $(STAMP) ## every table, figure and report page again, from the records 
 params: $(STAMP) ## parameter counts of every backbone and method, from configs alone
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.params $(strip $(call list,BACKBONES,backbones) \
 	  $(call list,METHODS,methods) $(call path,RESULTS_DIR,results_dir) $(ARGS))
+
+methods: $(STAMP) ## every method on every family, tried on tiny models: what works, what it trains, where its rate is from
+	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.methods $(strip $(call list,METHODS,methods) \
+	  $(call path,RESULTS_DIR,results_dir) $(ARGS))
 
 claims: $(STAMP) ## the claims ledger: each claim, its source, our measurement, the verdict
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.claims $(strip $(call path,RESULTS_DIR,results_dir) $(ARGS))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -12,19 +14,31 @@ from transformers import PreTrainedModel
 
 import propulsion  # noqa: F401  (registers PROPULSION with peft)
 from baselines.counts import in_head
+from baselines.modules import import_method, rule_of
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import BackboneSpec, MethodSpec
 
 HEAD_POLICIES = ("trained", "frozen", "wrapped")  # wrapped: trained, with the method's own parameters on it too
+ANY_STEPS = 1000  # of a run that never starts: a method is counted, or refused, before its rows are known
+# What peft's configs and tuners raise where options, targets and model do not fit.
+MISFITS = (ValueError, TypeError, AttributeError, KeyError, AssertionError)
+
+
+class NeedsWeightsError(UserError):
+    """The method reads the backbone's weights before it knows what it trains; on the meta device there are none."""
 
 
 def apply_method(
-    model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec
+    model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec, steps: int = ANY_STEPS
 ) -> PreTrainedModel | peft.PeftModel:
     """Make exactly the method's parameters trainable. Trainable parameters end up in float32 at least.
 
+    Args:
+        steps: of the run to come, for methods with a schedule of their own (`method.steps`).
+
     Raises:
         UserError: the method is unknown, its targets match nothing, or it cannot work on this backbone.
+        NeedsWeightsError: that cannot be told of a model on the meta device.
     """
     if method.head not in HEAD_POLICIES:
         raise unknown("head policy", method.head, HEAD_POLICIES)
@@ -34,15 +48,17 @@ def apply_method(
             f"method {method.name} puts no adapter on the backbone, and the weights of backbone.quantize="
             f"{backbone.quantize} cannot be trained: use method=propulsion, lora or ia3, or backbone.quantize=none"
         )
+    import_method(method)
+    rules = RULES | rule_of(method)
     tuned: PreTrainedModel | peft.PeftModel = model
     if method.apply == "peft":
-        tuned = _wrap(model, method, backbone)
+        tuned = _wrap(model, method, backbone, steps)
     elif method.head == "wrapped":
         raise UserError(f"method {method.name} puts nothing on the head: use method.head=trained or frozen")
-    elif method.apply in RULES:
-        _unfreeze(model, method, backbone)
+    elif method.apply in rules:
+        _unfreeze(model, rules[method.apply], method, backbone)
     else:
-        raise unknown("way to apply a method", method.apply, [*RULES, "peft"])
+        raise unknown("way to apply a method", method.apply, [*rules, "peft"])
     for parameter in tuned.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()  # small updates are lost below fp32 (z moves within 2 %)
@@ -50,29 +66,52 @@ def apply_method(
 
 
 # What each rule trains in the backbone: name of the parameter -> trained or not.
-RULES: dict[str, Any] = {
+RULES: dict[str, Callable[[str], bool]] = {
     "full": lambda name: True,
     "head": lambda name: False,
     "bitfit": lambda name: name.endswith("bias"),
 }
+TRAINS_NOTHING = "head"  # the one rule that may leave the whole backbone frozen
 
 
-def _unfreeze(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) -> None:
-    rule = RULES[method.apply]
+def _unfreeze(model: PreTrainedModel, rule: Callable[[str], bool], method: MethodSpec, backbone: BackboneSpec) -> None:
     trained = 0
     for name, parameter in model.named_parameters():
         if in_head(name, backbone.head):
             parameter.requires_grad_(method.head == "trained")
         else:
-            parameter.requires_grad_(rule(name))
+            parameter.requires_grad_(bool(rule(name)))
             trained += int(parameter.requires_grad)
-    if method.apply == "bitfit" and trained == 0:
+    if trained == 0 and method.apply != TRAINS_NOTHING:
+        what = "biases" if method.apply == "bitfit" else "parameters that its rule names"
         raise UserError(
-            f"method {method.name}: {backbone.name} has no biases to train; use method=propulsion, lora or ia3"
+            f"method {method.name}: {backbone.name} has no {what} to train; use method=propulsion, lora or ia3"
         )
 
 
-def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) -> peft.PeftModel:
+def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec, steps: int) -> peft.PeftModel:
+    config_class, options = _options(model, method, backbone, steps)
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 calls a name that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            tuned = peft.get_peft_model(model, config_class(**options))
+    except MISFITS as error:
+        raise UserError(f"method {method.name} on {backbone.name}: {' '.join(str(error).split())}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        if model.device.type != "meta":
+            raise
+        raise NeedsWeightsError(f"method {method.name} reads the weights before it knows what it trains") from error
+    _check_prefix(tuned, method, backbone)
+    if method.head == "wrapped":
+        _unfreeze_wrapped_head(tuned, method, backbone)
+    return tuned
+
+
+def _options(
+    model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec, steps: int
+) -> tuple[Any, dict[str, Any]]:
+    """peft's config class and what it is made with."""
     options = dict(method.peft)
     kind = str(options.pop("peft_type", "")).upper()
     options |= _vectors(method)
@@ -83,18 +122,27 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec) ->
         options["target_modules"] = roles_to_regex(method.targets, backbone)
     if method.feedforward:
         options["feedforward_modules"] = roles_to_regex(method.feedforward, backbone)
+    options |= {name: round(share * steps) for name, share in method.steps.items()}
     if method.head == "trained":
         options |= {"task_type": "SEQ_CLS", "modules_to_save": list(backbone.head)}
-    try:
-        with warnings.catch_warnings():
-            # peft 0.21 calls a name that transformers 5.23 has renamed
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            tuned = peft.get_peft_model(model, configs[kind](**options))
-    except (ValueError, TypeError) as error:  # peft's way to say that options or targets do not fit
-        raise UserError(f"method {method.name} on {backbone.name}: {' '.join(str(error).split())}") from error
-    if method.head == "wrapped":
-        _unfreeze_wrapped_head(tuned, method, backbone)
-    return tuned
+    elif issubclass(configs[kind], peft.PromptLearningConfig):
+        raise UserError(f"method {method.name}: with virtual tokens peft trains the head; use method.head=trained")
+    if model.device.type == "meta" and isinstance(options.get("init_lora_weights"), str):
+        options["init_lora_weights"] = True  # the start is computed from the weights; names and shapes are LoRA's
+    return configs[kind], options
+
+
+def _check_prefix(tuned: peft.PeftModel, method: MethodSpec, backbone: BackboneSpec) -> None:
+    """Refuse keys and values of virtual tokens where the backbone takes none; peft would say so in the first step."""
+    config: Any = tuned.active_peft_config
+    if config.peft_type not in (peft.PeftType.PREFIX_TUNING, peft.PeftType.CARTRIDGE):
+        return
+    encoder = tuned.base_model.get_submodule(tuned.transformer_backbone_name)
+    if "past_key_values" not in inspect.signature(encoder.forward).parameters:
+        raise UserError(
+            f"method {method.name} on {backbone.name}: {type(encoder).__name__} takes no past_key_values, which a "
+            "prefix is given as; use method=prompt_tuning or p_tuning"
+        )
 
 
 def _vectors(method: MethodSpec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-PEFT_PREFIX = "base_model.model."
+PEFT_PREFIXES = ("base_model.model.", "base_model.", "")  # of a tuner's model, of a prompt's, of a plain one
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Counts:
 
 def in_head(name: str, head: list[str]) -> bool:
     """Whether a parameter lies in one of the modules of the classification head."""
-    return name.removeprefix(PEFT_PREFIX).startswith(tuple(f"{module}." for module in head))
+    return name.startswith(tuple(f"{prefix}{module}." for prefix in PEFT_PREFIXES for module in head))
 
 
 def partition(model: nn.Module, head: list[str], head_trained: bool) -> Partition:

@@ -28,7 +28,7 @@ EXPLAINED = (
     "`on disk`: the trained tensors in float32. `share`: trained of the model's own parameters.",
     "The last six columns say how many times fewer parameters than LoRA (r=8 on q, v) and than full "
     f"fine-tuning. {'; '.join(f'{way}: {meaning}' for way, meaning in params.WAYS.items())}.",
-    "adalora, propulsion_linear (the linears alone) and propulsion_code (with the z that the authors' code "
+    "propulsion_linear (the linears alone) and propulsion_code (with the z that the authors' code "
     "puts on DeBERTa's rel_embeddings, where no gradient reaches it) are counted here and cannot be run.",
 )
 

@@ -3,6 +3,7 @@
     python -m scripts.run task=rte backbone=minilm method=propulsion seed=0
     python -m scripts.run -m task=rte,mrpc method=head,lora,propulsion 'seed=range(3)' data=local data.dir=<folder>
 
+Tasks, backbones and methods of your own: --config-dir <folder> (docs/adding-a-task.md and its neighbours).
 A finished cell is skipped, an interrupted one goes on, a failed one is recorded and the sweep goes on.
 What is done is skipped before torch is imported, which takes longer than all the rest: hence the imports in functions.
 Exit code: 0 all done, 1 a cell failed, 2 bad input, 75 a cell is running elsewhere, 130 interrupted (Ctrl-C once saves
@@ -23,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from propulsion.harness import ranks, stops, sweeps
+from propulsion.harness import configs, ranks, stops, sweeps
 from propulsion.harness.errors import CellStopped, RunningElsewhere, UserError, unknown
 from propulsion.harness.finished import skipped
 from propulsion.harness.leases import BEAT_SECONDS, STALE_SECONDS
@@ -169,7 +170,11 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors over here instead of printing them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers of a sweep fork
     try:
+        configs.check(sys.argv[1:])
         return _sweep()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except CellStopped as stopped:
         return stopped.code
     except MissingConfigException as error:

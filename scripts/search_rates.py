@@ -127,7 +127,7 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
         "-m",
         "experiment=search",
         f"backbone={options['backbone']}",
-        "recipe=null",  # the search does not hang on what an earlier one found
+        "~recipe",  # the search does not hang on what an earlier one found
     ]
     command += [
         f"data.dir={options['data_dir']}",

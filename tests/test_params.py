@@ -99,6 +99,11 @@ def test_a_frozen_head_changes_nothing_in_the_backbone(method: str) -> None:
     assert (frozen.counts.adapter, frozen.counts.head) == (trained.counts.adapter, 0)
 
 
+def test_a_frozen_head_that_is_not_built_counts_as_one_that_is() -> None:
+    rows = [row for row in params.count_all(["minilm"], ["lora", "vera", "propulsion"]) if row.policy == "frozen"]
+    assert rows == [counted("minilm", name, "frozen") for name in ("lora", "vera", "propulsion")]
+
+
 def test_refusals_are_rows() -> None:
     bitfit, head = counted("llama32_1b", "bitfit"), counted("minilm", "head", "frozen")
     assert bitfit.counts is None

@@ -43,6 +43,8 @@ def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
     Raises:
         ValueError: Nothing in the model can take the fused path; the message says why.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise NotFusedError("virtual tokens go in as embeddings, or as keys and values")
     backbone = _backbone(model)
     path = FastPath(backbone, lean)
     path.read()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from baselines import Partition, apply_method, partition
+from baselines.apply import ANY_STEPS
+from baselines.hooks import virtual_tokens
 from propulsion.harness.backbones import Weights, center_head, load_model, load_tokenizer
+from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import Source, TaskData, hold_out, subset
+
+LEAST_TOKENS = 8
 
 
 def rows_of(source: Source, settings: Settings) -> TaskData:
@@ -28,16 +38,42 @@ def rows_of(source: Source, settings: Settings) -> TaskData:
 
 
 def build_model(
-    settings: Settings, mean: float | None = None
+    settings: Settings, mean: float | None = None, steps: int = ANY_STEPS
 ) -> tuple[PreTrainedTokenizerBase, nn.Module, Partition, Weights]:
     """Tokenizer, tuned model, its trained parts and the backbone's provenance; what is random follows the seed.
 
-    A regression starts at `mean` where one is given.
+    A regression starts at `mean` where one is given; `steps` are those of the run to come.
     """
     set_seed(settings.seed)
     tokenizer = load_tokenizer(settings.backbone)
     model, weights = load_model(settings.backbone, settings.task, tokenizer.pad_token_id, settings.training.dropout)
     if mean is not None:
         center_head(model, settings.backbone, mean)
-    tuned = apply_method(model, settings.method, settings.backbone)
+    tuned = apply_method(model, settings.method, settings.backbone, steps)
     return tokenizer, tuned, partition(tuned, settings.backbone.head, settings.method.head != "frozen"), weights
+
+
+def row_length(settings: Settings, tuned: nn.Module) -> int:
+    """The most tokens of a row: the setting's, within what the backbone has places for beside virtual tokens.
+
+    Raises:
+        UserError: virtual tokens leave no place for a row.
+    """
+    room = settings.backbone.max_length - virtual_tokens(tuned)
+    if room < LEAST_TOKENS:
+        raise UserError(
+            f"{settings.cell}: {virtual_tokens(tuned)} virtual tokens leave {max(room, 0)} of the backbone's "
+            f"{settings.backbone.max_length} places; lower method.peft.num_virtual_tokens"
+        )
+    return min(settings.training.max_length, room)
+
+
+def seed_batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> DataLoader[Any]:
+    """Batches of training inputs without labels, in an order that the seed decides; the same each time."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    inputs = rows.select(order).remove_columns(["labels", "length"])
+    return DataLoader(
+        inputs,
+        batch_size=settings.training.batch_size,
+        collate_fn=lambda batch: dict(DataCollatorWithPadding(tokenizer)(batch)),
+    )

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from baselines.counts import in_head
 from propulsion.harness import hub, quantization
+from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.pooling import MeanPoolingBert, read_by_mask
 from propulsion.harness.settings import BackboneSpec, TaskSpec
@@ -112,6 +113,10 @@ def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
         return "random", Weights("random", None, None)
     if spec.weights != "pretrained":
         raise UserError(f"backbone.weights={spec.weights}: use pretrained or random")
+    own = Path(spec.id).expanduser()
+    if own.is_dir():  # a folder of someone's own: the digest says which weights they are
+        check_digest(own / WEIGHTS_FILE, spec)
+        return str(own), Weights(own.name, None, file_digest(own / WEIGHTS_FILE))
     folder = _package_folder(spec)
     if folder is None:
         return spec.id, Weights(spec.id, spec.revision, spec.sha256)
@@ -133,7 +138,8 @@ def check_digest(file: Path, spec: BackboneSpec) -> None:
         UserError: the file is missing or differs.
     """
     if not file.is_file():
-        raise UserError(f"backbone {spec.name}: no weights at {file}; reinstall the package {spec.package}")
+        mend = f"reinstall the package {spec.package}" if spec.package else f"put a {WEIGHTS_FILE} there"
+        raise UserError(f"backbone {spec.name}: no weights at {file}; {mend}")
     if spec.sha256 is None:
         return
     with file.open("rb") as stream:
@@ -256,10 +262,10 @@ def _quiet() -> Iterator[None]:
 
 def _check_architecture(spec: BackboneSpec, config: PreTrainedConfig) -> None:
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
-        if getattr(config, key) != spec.architecture[key]:
+        if getattr(config, key, None) != spec.architecture.get(key):
             raise UserError(
-                f"backbone {spec.name}: the weights have {key} {getattr(config, key)}, "
-                f"conf/backbone/{spec.name}.yaml says {spec.architecture[key]}"
+                f"backbone {spec.name}: the weights have {key} {getattr(config, key, None)}, "
+                f"architecture in backbone/{spec.name}.yaml says {spec.architecture.get(key)}"
             )
 
 
@@ -269,7 +275,7 @@ def _revision(spec: BackboneSpec, path: str) -> dict[str, str]:
 
 def _from_hub(spec: BackboneSpec, load: Any) -> Any:
     """Run one load; what goes wrong on the way to the hub becomes one line with the ways out."""
-    if _package_folder(spec) is None:
+    if _package_folder(spec) is None and not Path(spec.id).expanduser().is_dir():
         hub.reachable()
     try:
         return load()

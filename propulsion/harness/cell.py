@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from baselines import Counts, apply_method, count, in_head
+from baselines import Counts, NeedsWeightsError, apply_method, count, in_head
+from baselines.hooks import start_from_data, starts_from_data
 from propulsion.harness import (
     devices,
     finished,
@@ -28,7 +30,7 @@ from propulsion.harness import (
     sharding,
     speed,
 )
-from propulsion.harness.assembly import build_model, rows_of
+from propulsion.harness.assembly import build_model, row_length, rows_of, seed_batches
 from propulsion.harness.backbones import Weights, attention_of, build_empty, find_weights
 from propulsion.harness.digests import start_digest
 from propulsion.harness.encode import encode, evaluation_rows, span_tokens
@@ -37,7 +39,7 @@ from propulsion.harness.evaluation import summarize
 from propulsion.harness.keeping import best_weights, keep_weights
 from propulsion.harness.leases import Lease
 from propulsion.harness.neighbours import Neighbours
-from propulsion.harness.settings import Settings, TrainingSpec
+from propulsion.harness.settings import Settings, TrainingSpec, total_steps
 from propulsion.harness.sources import Source, TaskData, open_source
 from propulsion.harness.stops import Stop
 from propulsion.harness.tracking import Tracker
@@ -150,7 +152,9 @@ def _refuse_early(settings: Settings) -> None:
     quantization.check_installed(settings.backbone)
     sharding.check(settings)
     devices.resolve_precision(settings.training.precision, settings.backbone.dtype)
-    apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
+    with contextlib.suppress(NeedsWeightsError):  # refused when the weights are there
+        tuned = apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
+        row_length(settings, tuned)
 
 
 def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:
@@ -222,7 +226,9 @@ def _run(
     peak = devices.PeakMemory()
     spec = settings.training
     centred = spec.center_regression and settings.task.kind == "regression"
-    tokenizer, tuned, parts, weights = build_model(settings, fmean(data.train["label"]) if centred else None)
+    tokenizer, tuned, parts, weights = build_model(
+        settings, fmean(data.train["label"]) if centred else None, total_steps(spec, len(data.train))
+    )
     _fill_model(entry, weights, count(tuned, parts))
     entry["cost"]["adapter_bytes"] = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
     if spec.start_from:
@@ -237,7 +243,7 @@ def _run(
     if spec.fsdp != "off":
         entry["cost"]["sharded_parameters"] = sharding.shard(tuned, settings.backbone.head)
     packing.join(tuned)
-    length = min(spec.max_length, settings.backbone.max_length)
+    length = row_length(settings, tuned)
 
     def encoded(rows: Any) -> Any:
         return encode(rows, tokenizer, settings.task, length)
@@ -250,6 +256,8 @@ def _run(
     if settings.task.spans:
         entry["run"]["data"]["lost_spans"] = _lost_spans(data, tokenizer, settings, length)
     watched, rows = [*callbacks, *best], encoded(data.train)
+    if starts_from_data(tuned) and not spec.start_from:
+        start_from_data(tuned, seed_batches(rows, tokenizer, settings))
     with devices.tf32(spec.tf32):
         outcome = memory.guarded(
             lambda: train(tuned, parts, tokenizer, rows, evaluation, settings, checkpoints, callbacks=watched)

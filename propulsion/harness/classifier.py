@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from propulsion.harness.assembly import row_length
 from propulsion.harness.encode import encode
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings, TaskSpec
@@ -30,8 +31,7 @@ class Classifier:
 
     def encoded(self, rows: Dataset, task: TaskSpec | None = None) -> Dataset:
         """Rows with the columns of a task (the model's own if none is given) and `label`, as token ids."""
-        length = min(self.settings.training.max_length, self.settings.backbone.max_length)
-        return encode(rows, self.tokenizer, task or self.settings.task, length)
+        return encode(rows, self.tokenizer, task or self.settings.task, row_length(self.settings, self.model))
 
     def logits(self, encoded: Dataset) -> np.ndarray:
         """(n, classes) or (n, 1) in the order of the rows; the run's own evaluations may have merged z.

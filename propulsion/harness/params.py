@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from baselines import Counts, apply_method, count, partition
 from propulsion.harness.backbones import build_empty
@@ -35,14 +36,6 @@ REFERENCES = ("lora", "full")
 # Counted, never run: what the paper compares with or lists. The authors' code also puts a z on DeBERTa's
 # rel_embeddings, which no gradient can reach; the methods here leave it out.
 COUNT_ONLY = {
-    "adalora": MethodSpec(
-        name="adalora",
-        apply="peft",
-        title="AdaLoRA (peft's r=12 on q, v)",
-        learning_rate=0.0,
-        targets=["query", "value"],
-        peft={"peft_type": "ADALORA", "init_r": 12, "total_step": 1},
-    ),
     "propulsion_linear": MethodSpec(
         name="propulsion_linear",
         apply="peft",
@@ -119,9 +112,14 @@ def _load(group: str, name: str, spec: Any) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), resolved[group]))
 
 
-def count_cell(backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count:
-    """Build one model on the meta device and count it."""
-    model = build_empty(backbone, TASK)
+def count_cell(
+    backbone: BackboneSpec,
+    method: MethodSpec,
+    policy: str,
+    build: Callable[[BackboneSpec, TaskSpec], PreTrainedModel] = build_empty,
+) -> Count:
+    """Build one model, on the meta device where nothing else is asked for, and count it."""
+    model = build(backbone, TASK)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     base = sum(sizes.values())
     own_head = sum(size for name, size in sizes.items() if name.split(".")[0] in backbone.head)
@@ -150,8 +148,18 @@ def count_all(backbones: Iterable[str] | None = None, methods: Iterable[str] | N
             if FAMILY.get(method.name, backbone.family) != backbone.family:
                 continue
             policies = (method.head,) if method.head == "frozen" else ("trained", "frozen")
-            for policy in policies:
-                yield count_cell(backbone, method, policy)
+            first = count_cell(backbone, method, policies[0])
+            yield first
+            if len(policies) > 1:
+                yield _with_frozen_head(first) if method.targets else count_cell(backbone, method, policies[1])
+
+
+def _with_frozen_head(row: Count) -> Count:
+    """The count of a method that names its targets in the backbone, and so puts nothing on a frozen head."""
+    if row.counts is None:
+        return replace(row, policy="frozen")
+    own = row.counts
+    return replace(row, policy="frozen", counts=Counts(own.adapter, 0, own.adapter, own.total))
 
 
 def ratios(row: Count, reference: Count) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from propulsion.harness import hub, recipes
+from propulsion.harness import configs, hub, recipes
 from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.leases import Found
@@ -101,8 +101,9 @@ def settings_of(words: list[str]) -> list[Settings]:
         UserError: a name or key that does not exist, or a value that does not fit.
     """
     try:
+        words, outside = configs.search_path(words)
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            return [read_settings(compose("config", job)) for job in expand(words)]
+            return [read_settings(compose("config", [*job, *outside])) for job in expand(words)]
     except MissingConfigException as error:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         raise unknown(group, name, error.options or []) from error

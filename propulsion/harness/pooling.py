@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, BertPreTrainedModel, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -34,19 +35,24 @@ class MeanPoolingBert(BertPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits of shape (batch, labels) from ids and mask of shape (batch, length)."""
+        """Logits of shape (batch, labels) from ids of shape (batch, length) and their mask.
+
+        Before the places of the ids the mask has those of `past_key_values`, which are not pooled.
+        """
         hidden = self.bert(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
         ).last_hidden_state
         if attention_mask is None:
             pooled = hidden.mean(dim=1)
         else:
-            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mask = attention_mask[:, -hidden.shape[1] :].unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
         logits = self.classifier(self.dropout(pooled))
         loss = None
@@ -76,21 +82,28 @@ class LastRealToken:
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits of shape (batch, labels) from ids and mask of shape (batch, length)."""
+        """Logits of shape (batch, labels) from ids of shape (batch, length) and their mask.
+
+        Before the places of the ids the mask has those of `past_key_values`, which count as positions.
+        """
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         rows, length = given.shape[:2]
-        mask = given.new_ones((rows, length), dtype=torch.long) if attention_mask is None else attention_mask.long()
+        before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        full = (rows, before + length)
+        mask = given.new_ones(full, dtype=torch.long) if attention_mask is None else attention_mask.long()
         hidden = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),
+            position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0)[:, before:],
+            past_key_values=past_key_values,
             use_cache=False,
         ).last_hidden_state
-        last = (mask * torch.arange(length, device=mask.device)).argmax(dim=-1)
+        last = (mask[:, before:] * torch.arange(length, device=mask.device)).argmax(dim=-1)
         logits = self.score(hidden[torch.arange(rows, device=hidden.device), last.to(hidden.device)])
         loss = None
         if labels is not None and self.config.problem_type == "regression":

@@ -124,7 +124,7 @@ class MethodSpec:
     """A method: which parameters it trains. `apply: peft` takes any config of the peft library."""
 
     name: str = MISSING
-    apply: str = MISSING  # full | head | bitfit | peft
+    apply: str = MISSING  # full | head | bitfit | peft | rule (the function `rule` of `module`)
     title: str = ""
     head: str = "trained"  # trained | frozen | wrapped (trained, and scaled or adapted by the method as well)
     learning_rate: float = MISSING
@@ -135,6 +135,8 @@ class MethodSpec:
     targets: list[str] = field(default_factory=list)  # backbone roles, for peft's target_modules
     feedforward: list[str] = field(default_factory=list)  # backbone roles, for IA3's feedforward_modules
     peft: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)  # options of peft's in steps -> their share of the run
+    module: str = ""  # a Python module to import first, which brings a tuner or a rule of one's own
 
 
 @dataclass

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from baselines import Partition
+from baselines.hooks import Budget, resumable
 from propulsion.harness import checkpoints, ranks, stops
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
@@ -85,9 +86,10 @@ def train(
                 tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
             ),
             compute_metrics=Scorer(settings.task, evaluation),
-            callbacks=[Meter(), watch, ScaleWatch(settings.cell), *callbacks],
+            callbacks=[Meter(), watch, Budget(), ScaleWatch(settings.cell), *callbacks],
         )
-        _run_to_the_end(trainer, watch, ranks.agreed(lambda: checkpoints.to_resume(model, folder)))
+        whole = ranks.agreed(lambda: checkpoints.to_resume(model, folder)) if resumable(model) else None
+        _run_to_the_end(trainer, watch, whole)
         if watch.stopped and not watch.diverged:
             stop.leave()
         late = stop if stop.asked() else None

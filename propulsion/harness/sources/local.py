@@ -1,4 +1,4 @@
-"""Rows from the official download: one folder per task, tab-separated without quoting, or JSON lines."""
+"""Rows from files: the official download (tab-separated without quoting, JSON lines), or one's own .csv, .parquet."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, LocalSpec, TaskSpec
+from propulsion.harness.sources import own
 from propulsion.harness.sources.base import UNLABELLED, Source, make_rows
 from propulsion.harness.sources.records import columns_of, flat, read_records, reshape
 
@@ -59,6 +60,9 @@ class LocalSource(Source):
     def load_split(self, split: str) -> Dataset:
         path = self._used.get(split) or self._find(split, self._spec, self._suite)
         labelled = split not in self.task.tests.values()
+        if path.suffix in (own.CSV, own.PARQUET):
+            records = own.records_of(path, self.task, self._spec, labelled)
+            return make_rows(self.task, columns_of(self.task, records, flat(self.task, self._spec), labelled))
         if path.suffix != JSON_LINES:
             return make_rows(self.task, Table(path, self.task, self._spec, labelled).read())
         rows_of = reshape(self.task) if self.task.reshape else flat(self.task, self._spec)
@@ -90,6 +94,7 @@ class LocalSource(Source):
         for base in bases:
             for file in names:
                 if (base / file).is_file():
+                    own.check_suffix(base / file)
                     return (base / file).resolve()
         places = " or ".join(str(base) for base in bases)
         raise UserError(f"{name}: no file {' or '.join(names)} in {places}; put the '{split}' rows there")
@@ -99,6 +104,12 @@ def _check(task: TaskSpec, spec: LocalSpec) -> None:
     odd = set(spec.labels.values()) - set(task.labels)
     if odd:
         raise UserError(f"task {task.name}: local.labels names {', '.join(sorted(odd))}, no label of the task")
+    strange = spec.columns.keys() - {*task.text, "label"}
+    if strange:
+        raise UserError(
+            f"task {task.name}: local.columns names {', '.join(sorted(strange))}, but the task's columns are "
+            f"{', '.join([*task.text, 'label'])}"
+        )
     if not spec.header and set(spec.columns) < {*task.text, "label"}:
         raise UserError(f"task {task.name}: files without a header need every column in local.columns")
 

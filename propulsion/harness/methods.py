@@ -1,0 +1,113 @@
+"""The table of methods: what each is, on which families it works or why not, what it trains, where its rate is from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from propulsion.harness import params
+from propulsion.harness.backbones import load_model
+from propulsion.harness.settings import MethodSpec
+from propulsion.harness.sheets import NONE, Sheet
+from propulsion.harness.trial import FAMILIES, PAD, Trial, try_method
+
+COUNTED_ON = "minilm"
+OURS = "ours"
+# What the pinned peft has, or the field knows, and no file here uses: why.
+NOT_COVERED = {
+    "ADAPTION_PROMPT": "LLaMA and GPT-2 only, and peft's config has no place for a trained head",
+    "CARTRIDGE": "a prefix that is distilled from a long text's cache; without one it is PREFIX_TUNING",
+    "CPT": "peft has it for causal language models alone",
+    "LILY": "its router mixes experts by the mean over the batch: a row's logits depend on the other rows",
+    "MULTITASK_PROMPT_TUNING": "needs a task id with every row",
+    "POLY": "needs a task id with every row",
+    "SHADOW": "decoders only, and the last layer's update never gets a gradient",
+    "TRAINABLE_TOKENS": "trains named rows of one vocabulary, for new tokens; peft's config has no place for a head",
+    "XLORA": "mixes LoRA adapters that were trained before",
+    "Houlsby and MAM adapters": "not in peft; the library that has them, adapters 1.3.0, pins transformers 4.57",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its trials, in the order of `FAMILIES`."""
+
+    spec: MethodSpec
+    trials: tuple[Trial, ...]
+    adapter: int | None  # parameters on `COUNTED_ON`
+    source: str  # the paper or page that the file names
+    rate_source: str
+
+
+def rows(names: Iterable[str]) -> list[Row]:
+    """Try every named method on every family.
+
+    Raises:
+        UserError: no such method.
+    """
+    return [_row(params.load_method(name)) for name in names]
+
+
+def _row(spec: MethodSpec) -> Row:
+    trials = tuple(try_method(spec, family, params.load_backbone(name)) for family, name in FAMILIES.items())
+    source, rate_source = comments((params.CONF / "method" / f"{spec.name}.yaml").read_text(encoding="utf-8"))
+    return Row(spec, trials, adapter_size(spec), source, rate_source)
+
+
+def adapter_size(spec: MethodSpec) -> int | None:
+    """Parameters outside the head on `COUNTED_ON`; of a method that reads the weights first, on random ones."""
+    backbone = params.load_backbone(COUNTED_ON)
+    found = params.count_cell(backbone, spec, spec.head)
+    if found.counts is None:
+        backbone.weights = "random"
+        found = params.count_cell(backbone, spec, spec.head, lambda b, task: load_model(b, task, PAD)[0])
+    return found.counts.adapter if found.counts else None
+
+
+def comments(text: str) -> tuple[str, str]:
+    """What a method's file says of its source (its first comment) and of its learning rate (`ours` by default)."""
+    first = re.match(r"# (.+)\n", text)
+    rate = re.search(r"^learning_rate: \S+ # (.+)$", text, re.M) or re.search(r"^# learning_rate: (.+)$", text, re.M)
+    return first[1].rstrip(".") if first else "", rate[1].rstrip(".") if rate else OURS
+
+
+def not_covered() -> dict[str, str]:
+    """peft's types that no file uses, and what else was looked at, with the reasons.
+
+    Raises:
+        KeyError: a type of peft's is neither used nor listed, as after a new release.
+    """
+    used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in params.names("method")}
+    types = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    others = {name: reason for name, reason in NOT_COVERED.items() if name not in types}
+    return {kind: NOT_COVERED[kind] for kind in sorted(types - used)} | others
+
+
+def sheet(found: list[Row]) -> tuple[Sheet, list[str]]:
+    """The table, and the numbered reasons that its `no` refer to."""
+    reasons: list[str] = []
+
+    def word(trial: Trial) -> str:
+        if trial.problem is None:
+            return "yes"
+        if trial.problem not in reasons:
+            reasons.append(trial.problem)
+        return f"no ({reasons.index(trial.problem) + 1})"
+
+    lines = [
+        (
+            row.spec.name,
+            str(row.spec.peft.get("peft_type", NONE)),
+            *map(word, row.trials),
+            NONE if row.adapter is None else f"{row.adapter:,}",
+            f"{row.spec.learning_rate:g}",
+            row.rate_source,
+            row.source or row.spec.title,
+        )
+        for row in found
+    ]
+    header = ("method", "peft type", *FAMILIES, f"adapter on {COUNTED_ON}", "rate", "rate from", "what it is")
+    return Sheet("Methods", header, tuple(lines), words=2), reasons

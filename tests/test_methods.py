@@ -1,0 +1,333 @@
+"""Every method on every family: tried, counted, seeded, resumed; what needs a hook of peft's, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+from transformers import set_seed
+
+from baselines import apply_method, count, partition
+from baselines import hooks as hooks_module
+from baselines.hooks import resumable, start_from_data, starts_from_data
+from propulsion.fast import NotFusedError, fast_path
+from propulsion.harness import backbones, checkpoints, methods, params, trial
+from propulsion.harness.assembly import row_length
+from propulsion.harness.backbones import load_model
+from propulsion.harness.cell import run_cell
+from propulsion.harness.errors import UserError
+from propulsion.harness.settings import MethodSpec
+from propulsion.harness.trial import FAMILIES, PAD, TASK, answer, draw, try_method
+from scripts import methods as script
+from tests.conftest import ComposeCell, compose_settings, names
+
+METHODS = names("method")
+WITH_PEFT = [name for name in METHODS if params.load_method(name).apply == "peft"]
+REFUSED = {
+    ("bitfit", "LLaMA"): "llama_7b has no biases to train",
+    ("prefix_tuning", "DeBERTa-v3"): "DebertaV2Model takes no past_key_values",
+}
+ROBERTA_HEAD = 592_130
+
+
+def spec_of(family: str) -> Any:
+    return trial.tiny(params.load_backbone(FAMILIES[family]))
+
+
+def tuned_model(method: MethodSpec, family: str = "BERT", seed: int = 0) -> nn.Module:
+    set_seed(seed)
+    model = load_model(spec_of(family), TASK, PAD, dropout=0.0)[0]
+    return apply_method(model, method, spec_of(family), trial.STEPS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_it_works_or_says_why_not(name: str, family: str) -> None:
+    found = try_method(params.load_method(name), family, params.load_backbone(FAMILIES[family]))
+    if (name, family) in REFUSED:
+        assert found.problem is not None
+        assert REFUSED[name, family] in found.problem
+    else:
+        assert found.problem is None
+
+
+def spec(**peft_options: Any) -> MethodSpec:
+    return MethodSpec(name="m", apply="peft", learning_rate=1e-3, targets=["query"], peft=peft_options)
+
+
+def test_a_trial_finds_what_never_gets_a_gradient() -> None:
+    method = spec(peft_type="SHADOW")
+    method.targets = []
+    found = try_method(method, "LLaMA", params.load_backbone("llama_7b"))
+    assert found.problem is not None
+    assert "never get a gradient, as base_model" in found.problem
+
+
+def test_a_trial_finds_a_method_that_mixes_the_rows_of_a_batch() -> None:
+    found = try_method(spec(peft_type="LILY", r=8, scaling=8.0), "LLaMA", params.load_backbone("llama_7b"))
+    assert found.problem is not None
+    assert "depend on the rows and the padding beside it" in found.problem
+
+
+def test_a_trial_finds_what_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(self: Any, folder: str, **_: Any) -> None:
+        kept(self, folder)
+        state = peft.utils.load_peft_weights(folder)
+        peft.utils.save_and_load.safe_load_file  # noqa: B018  (the name that peft reads with)
+        torch.save({key: torch.zeros_like(value) for key, value in state.items()}, Path(folder, "adapter_model.bin"))
+        Path(folder, "adapter_model.safetensors").unlink()
+
+    kept = peft.PeftModel.save_pretrained
+    monkeypatch.setattr(peft.PeftModel, "save_pretrained", nothing)
+    found = try_method(params.load_method("lora"), "BERT", params.load_backbone("minilm"))
+    assert found.problem is not None
+    assert "saved and loaded, the logits differ" in found.problem
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", WITH_PEFT)
+def test_the_count_is_pefts_own(name: str, family: str) -> None:
+    method = params.load_method(name)
+    if (name, family) in REFUSED:
+        return
+    model: Any = tuned_model(method, family)
+    parts = partition(model, spec_of(family).head, method.head != "frozen")
+    assert count(model, parts).trainable == model.get_nb_trainable_parameters()[0]
+    if method.head == "trained":
+        own = {n for n, _ in load_model(spec_of(family), TASK, PAD)[0].named_parameters()}
+        heads = tuple(f"{module}." for module in spec_of(family).head)
+        assert len(parts.head) == sum(n.startswith(heads) for n in own)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("adalora", 24 * (2 * 12 * 768 + 12)),  # P, Q and the singular values, of q and v in 12 layers
+        ("dora", 24 * (2 * 8 * 768 + 768)),  # and a magnitude for each output
+        *((name, 24 * 2 * 8 * 768) for name in ("rslora", "pissa", "olora", "eva")),
+        ("vera", 24 * (256 + 768)),
+        ("loha", 24 * 4 * 8 * 768),
+        ("fourierft", 24 * 1000),
+        ("waveft", 24 * 1000),
+        ("c3a", 24 * 768 * 768 // 32),
+        ("beft", 12 * 768),
+        ("ln_tuning", 25 * 2 * 768),
+        ("prompt_tuning", 10 * 768),
+        ("prefix_tuning", 20 * 12 * 2 * 768),
+        ("p_tuning", 20 * 768 + (768 * 128 + 128) + (128 * 128 + 128) + (128 * 768 + 768)),
+        ("oft", 24 * (768 // 32) * (32 * 31 // 2)),
+        ("hra", 24 * 8 * 768),
+        ("unilora", 1024),
+    ],
+)
+def test_counts_on_roberta_base_by_the_papers_formulas(name: str, adapter: int) -> None:
+    counts = params.count_cell(params.load_backbone("roberta_base"), params.load_method(name), "trained").counts
+    assert counts is not None
+    assert (counts.adapter, counts.head) == (adapter, ROBERTA_HEAD)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_seed_decides_the_start(name: str) -> None:
+    method = params.load_method(name)
+    first, again = (dict(tuned_model(method).named_parameters()) for _ in range(2))
+    assert first.keys() == again.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(value, again[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_fast_path_is_exact_or_off(name: str, family: str) -> None:
+    """The same loss and gradients; a method that the fused layers do not know runs its own modules."""
+    method, batch, labels = params.load_method(name), draw(), torch.tensor([0, 1, 0, 1])
+    results = []
+    for fast in (False, True):
+        model = tuned_model(method, family).train()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:  # away from starts at 0
+                    parameter.add_(0.01 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape)))
+        if fast:
+            try:
+                fast_path(model)
+            except NotFusedError:
+                return
+        set_seed(3)
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        results.append((loss, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    for key, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][key], grad, rtol=1e-3, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", WITH_PEFT)
+def test_a_checkpoint_is_all_that_a_run_needs_or_is_not_used(name: str, tmp_path: Path) -> None:
+    model: Any = tuned_model(params.load_method(name)).eval()
+    assert resumable(model) == (name not in ("adalora", "adamss"))  # whose tuners keep statistics of the steps
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    checkpoints.save_trained(model, tmp_path)
+    fresh = tuned_model(params.load_method(name)).eval()
+    assert checkpoints.fits(fresh, tmp_path)
+    checkpoints.load_trained(fresh, tmp_path)
+    torch.testing.assert_close(answer(fresh, draw()), answer(model, draw()), rtol=0, atol=0)
+
+
+# Hooks
+
+
+def test_a_budget_moves_as_the_run_goes_on(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    own = hooks_module.Budget.on_optimizer_step
+
+    def watched(self: Any, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gradients = [p.grad for n, p in model.named_parameters() if "lora_E" in n]
+        assert all(grad is not None for grad in gradients)  # importance is the product of weight and gradient
+        own(self, args, state, control, model, **kwargs)
+        config = model.peft_config["default"]
+        left = sum(sum(ranks) for ranks in config.rank_pattern.values()) if config.rank_pattern else None
+        seen.append((state.global_step, config.total_step, config.tinit, config.tfinal, left))
+
+    monkeypatch.setattr(hooks_module.Budget, "on_optimizer_step", watched)
+    entry, _ = run_cell(tiny("method=adalora", "training.max_steps=10"))
+    assert entry["status"] == "success", entry["error"]
+    assert [step for step, *_ in seen] == list(range(10))
+    assert {(total, first, last) for _, total, first, last, _ in seen} == {(10, 2, 4)}
+    assert seen[-1][-1] == 4 * 8  # four matrices, eight singular values each on average: target_r
+
+
+def test_steps_are_shares_of_a_run_of_any_length() -> None:
+    method = params.load_method("adalora")
+    for steps in (*range(1, 25), 100, 999, 50_000):
+        set_seed(0)
+        model = backbones.build_empty(spec_of("BERT"), TASK)
+        config: Any = apply_method(model, method, spec_of("BERT"), steps).peft_config["default"]  # type: ignore[union-attr]
+        assert config.total_step == steps
+        assert 0 <= config.tinit < steps - config.tfinal
+
+
+def test_eva_starts_from_the_principal_inputs_of_each_layer() -> None:
+    method = params.load_method("eva")
+    model: Any = tuned_model(method)
+    before = answer(model.eval(), draw())
+    assert starts_from_data(model)
+    inputs: list[torch.Tensor] = []
+    layer = model.get_submodule("base_model.model.bert.encoder.layer.1.attention.self.query")
+    batch = draw(rows=16, length=20)
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0][batch["attention_mask"].bool()]))
+    answer(model, batch)
+    handle.remove()
+    start_from_data(model, [batch] * 4)
+    found = layer.lora_A["default"].weight
+    centred = inputs[0] - inputs[0].mean(dim=0)
+    principal = torch.linalg.svd(centred, full_matrices=False).Vh[:8]
+    torch.testing.assert_close(
+        (found @ principal.T).abs(), torch.eye(8), rtol=0, atol=2e-2
+    )  # EVA stops at a cosine of 0.99
+    torch.testing.assert_close(answer(model, draw()), before)  # B is 0: the start changes no output
+    assert found.requires_grad
+
+
+def test_a_start_that_does_not_settle_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks_module, "MOST_BATCHES", 2)
+    with pytest.raises(UserError, match="not settled after 2 batches of training rows; use fewer"):
+        start_from_data(tuned_model(params.load_method("eva")), [draw(seed) for seed in range(3)])
+
+
+# Virtual tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("prompt_tuning", 10), ("p_tuning", 20), ("prefix_tuning", 20), ("lora", 0)]
+)
+def test_virtual_tokens_take_places_of_the_position_table(name: str, tokens: int) -> None:
+    settings = compose_settings("experiment=tiny", "backbone=roberta_base", f"method={name}", "training.max_length=512")
+    model = load_model(settings.backbone, settings.task, PAD, dropout=0.0)[0]
+    tuned = apply_method(model, settings.method, settings.backbone)
+    length = row_length(settings, tuned)
+    assert length == 512 - tokens
+    ids = torch.full((1, length), 5)
+    assert answer(tuned.eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).isfinite().all()
+
+
+def test_too_many_virtual_tokens_are_one_line(tiny: ComposeCell) -> None:
+    with pytest.raises(UserError, match=r"510 virtual tokens leave 2 of the backbone's 512 places; lower method\.peft"):
+        run_cell(tiny("method=prompt_tuning", "method.peft.num_virtual_tokens=510"))
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_a_decoder_reads_from_embeddings_what_it_reads_from_ids(side: str) -> None:
+    set_seed(0)
+    model = load_model(spec_of("LLaMA"), TASK, PAD)[0].eval()
+    batch = draw()
+    if side != "right":
+        batch = {name: torch.roll(value, 4 if side == "left" else 2, dims=1) for name, value in batch.items()}
+    embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"])}
+    mask = {"attention_mask": batch["attention_mask"]}
+    torch.testing.assert_close(model(**embedded, **mask).logits, model(**batch).logits)
+
+
+def test_a_prompt_trains_the_head() -> None:
+    with pytest.raises(UserError, match=r"with virtual tokens peft trains the head; use method\.head=trained"):
+        params_of = params.load_method("prompt_tuning")
+        params_of.head = "frozen"
+        tuned_model(params_of)
+
+
+# The table
+
+
+def test_every_type_of_peft_is_used_or_has_a_reason() -> None:
+    types = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in METHODS}
+    assert types <= used | methods.NOT_COVERED.keys()
+    assert not used & methods.NOT_COVERED.keys()
+
+
+def test_the_table_says_what_was_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert script.main(["methods=bitfit,shira,vera", f"results_dir={tmp_path}"]) == 0
+    text = (tmp_path / "methods" / "methods.md").read_text()
+    assert text in capsys.readouterr().out
+    table = {
+        row[0]: row for row in ([c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()) if row
+    }
+    assert table["bitfit"][2:6] == ["yes", "yes", "yes", "no (1)"]
+    assert "1. method bitfit: llama_7b has no biases to train" in text
+    assert table["shira"][6] == f"{12 * 8 * (384 + 384):,}"  # counted on real weights, which it reads
+    assert table["vera"][6] == f"{12 * (256 + 384):,}"
+    assert table["vera"][7:9] == ["0.02", "peft's sequence-classification example (RoBERTa-base, MRPC)"]
+    assert all(f"- {name}: " in text for name in methods.NOT_COVERED)
+
+
+def test_bad_arguments_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["methods=lorra"]) == 2
+    assert script.main(["method=lora"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: unknown method 'lorra': did you mean lora")
+    assert lines[1] == "error: unknown argument 'method': did you mean methods?"
+
+
+@functools.cache
+def committed() -> str:
+    return (params.default_folder().parent / "methods" / "methods.md").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_committed_table_has_the_file_as_it_is(name: str) -> None:
+    method = params.load_method(name)
+    (line,) = [line for line in committed().splitlines() if re.match(rf"\| {name} +\|", line)]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == method.peft.get("peft_type", methods.NONE)
+    assert cells[7] == f"{method.learning_rate:g}"
+    for family, cell in zip(FAMILIES, cells[2:6], strict=True):
+        assert cell.startswith("no (") == ((name, family) in REFUSED)
