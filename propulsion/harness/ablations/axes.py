@@ -119,7 +119,7 @@ AXES = (
     Axis(
         "head", "Classification head", "head", ("method.head",),
         _one("method.head"),
-        lambda level: {"frozen": "frozen, with z on it", "wrapped": "trained, with z on it"}.get(level[0], level[0]),
+        lambda level: {"frozen": "frozen, with z on it", "wrapped": "trained, with z on it"}.get(level[0], "trained"),
     ),
     Axis(
         "decay", "Weight decay", "weight decay", ("training.weight_decay", "training.decay_vectors"),

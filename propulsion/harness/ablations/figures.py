@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from propulsion.harness.ablations.tables import Scores
 from propulsion.harness.tables.model import TASK_NAMES
@@ -66,7 +66,8 @@ def levels(found: Scores) -> Figure:
             axes.plot(seeds, [y] * len(seeds), linestyle="", marker="o", color=colour, markersize=2.5, alpha=0.6)
             axes.plot(100 * cell.mean, y, marker="s", color=colour, markersize=5)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        first = axes.get_subplotspec().is_first_col()
+        place: Any = axes.get_subplotspec()
+        first = place.is_first_col()
         axes.set_yticks(range(len(names)) if first else [], names if first else [])
         axes.set_title(style.name(TASK_NAMES.get(task, task)), loc="left")
         axes.locator_params(axis="x", nbins=4)

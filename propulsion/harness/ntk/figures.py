@@ -101,7 +101,8 @@ def closeness(groups: Sequence[Sequence[Record]]) -> Figure:
                 axes.plot(values, [y] * len(values), linestyle="", color=look["color"], marker=look["marker"],
                           markersize=5, alpha=0.8, label=kind if y == 0 else None)  # fmt: skip
         axes.set_ylim(len(labels) - 0.4, -0.6)
-        first = axes.get_subplotspec().is_first_col()
+        place: Any = axes.get_subplotspec()
+        first = place.is_first_col()
         axes.set_yticks(range(len(labels)) if first else [], names if first else [])
         axes.set_title(style.name(_task(records)), loc="left")
         axes.set_xlabel("alignment")

@@ -102,13 +102,14 @@ def jacobian(model: nn.Module, pieces: Sequence[Piece], row: Row) -> torch.Tenso
     def forward(*values: torch.Tensor) -> torch.Tensor:
         given = dict(known)
         for piece, value in zip(pieces, values, strict=True):
-            whole = piece.index is None
-            given[piece.name] = value if whole else given[piece.name].index_copy(0, piece.index, value)
+            index = piece.index
+            given[piece.name] = value if index is None else given[piece.name].index_copy(0, index, value)
         return _one_row(torch.func.functional_call(model, given, (), row))
 
     places = [known[p.name] if p.index is None else known[p.name].index_select(0, p.index) for p in pieces]
     with sdpa_kernel(SDPBackend.MATH):
-        values, pull = torch.func.vjp(forward, *places)
+        pulled: Any = torch.func.vjp(forward, *places)
+        values, pull = pulled
         lines = [pull(one) for one in torch.eye(len(values), dtype=values.dtype, device=values.device)]
     return torch.stack([torch.cat([part.reshape(-1) for part in line]) for line in lines]).cpu()
 

@@ -19,11 +19,12 @@ from propulsion.harness.backbones import build_empty
 from propulsion.harness.encode import encode
 from propulsion.harness.errors import UserError
 from propulsion.harness.keeping import kept_names
+from propulsion.harness.kept import LAST, weights_path
 from propulsion.harness.ntk import measures, regression
 from propulsion.harness.ntk.jacobians import ROOM, Kernels, Row, kernels, logits, per_output
 from propulsion.harness.settings import Settings, TaskSpec
 from propulsion.harness.sources import open_source
-from propulsion.harness.weights import LAST, load_trained, weights_path
+from propulsion.harness.weights import load_trained
 
 FULL = "full"  # the subject that all others are compared with
 ADAPTER, HEAD, SUBSET = "adapter", "head", "subset"
