@@ -16,13 +16,10 @@ from propulsion.harness.memory import checkpoint_activations
 from propulsion.harness.tables.conditions import measurement
 from tests.conftest import DEVICES, ComposeCell, compose_settings, names
 
-FAMILIES = ["minilm", "roberta_base", "deberta_v3_base", "llama_7b"]
-CASES = [
-    (family, method)
-    for family in FAMILIES
-    for method in names("method")
-    if (family, method) != ("llama_7b", "bitfit")  # refused: no biases
-]
+FAMILIES = ["roberta_base", "deberta_v3_base", "llama_7b"]
+METHODS = ["full", "head", "bitfit", "lora", "ia3", "propulsion", "adalora", "prompt_tuning"]
+CASES = [("minilm", method) for method in names("method") if method != "prefix_tuning"]  # refused
+CASES += [(family, method) for family in FAMILIES for method in METHODS if (family, method) != ("llama_7b", "bitfit")]
 
 
 def gradients(backbone: str, method: str, device: str, checkpointed: bool) -> tuple[dict[str, torch.Tensor], int]:
@@ -40,7 +37,8 @@ def gradients(backbone: str, method: str, device: str, checkpointed: bool) -> tu
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal kept
-        kept += 0 if tensor.untyped_storage().data_ptr() in own else tensor.nbytes
+        if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in own:
+            kept += tensor.nbytes
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -77,6 +75,11 @@ def test_checkpointing_leaves_the_scores_and_the_key_alone_and_is_named(tiny: Co
     assert histories[0] == histories[1]
     named = ["activations computed again" in measurement(entry) for entry in entries]
     assert named == [False, True]
+
+
+def test_checkpointing_and_prefix_tuning_exclude_each_other(tiny: ComposeCell) -> None:
+    with pytest.raises(UserError, match="not with prefix tuning"):
+        run_cell(tiny("method=prefix_tuning", "training.gradient_checkpointing=true"))
 
 
 def test_checkpointing_and_fused_layers_exclude_each_other(tiny: ComposeCell) -> None:

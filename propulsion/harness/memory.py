@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
-from peft import PeftModel
+from peft import PeftModel, PeftType
 
 from propulsion.harness import ranks
+from propulsion.harness.errors import UserError
 from propulsion.harness.settings import TrainingSpec
 
 
@@ -18,7 +19,13 @@ def checkpoint_activations(model: Any) -> None:
 
     Not the reentrant kind, which would lose the gradients of all that is trained in a block whose input, as that of a
     frozen embedding, needs none. Random numbers are drawn again as they were: same losses, same gradients.
+
+    Raises:
+        UserError: prefix tuning, whose keys and values transformers drops where activations are computed again.
     """
+    prompt = model.active_peft_config if isinstance(model, PeftModel) else None
+    if prompt is not None and prompt.peft_type == PeftType.PREFIX_TUNING:
+        raise UserError("training.gradient_checkpointing=true: not with prefix tuning, which transformers then leaves out")
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.2x renamed it
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
