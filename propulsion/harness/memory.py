@@ -25,7 +25,9 @@ def checkpoint_activations(model: Any) -> None:
     """
     prompt = model.active_peft_config if isinstance(model, PeftModel) else None
     if prompt is not None and prompt.peft_type == PeftType.PREFIX_TUNING:
-        raise UserError("training.gradient_checkpointing=true: not with prefix tuning, which transformers then leaves out")
+        raise UserError(
+            "training.gradient_checkpointing=true: not with prefix tuning, which transformers then leaves out"
+        )
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.2x renamed it
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
