@@ -18,8 +18,8 @@ from markdown_it import MarkdownIt
 
 from propulsion.harness import record as records
 from propulsion.harness.cell import run_cell
+from propulsion.harness.kept import weights_path
 from propulsion.harness.planning import settings_of
-from propulsion.harness.weights import weights_path
 from scripts import bench, claims, params, predict, reproduce, run, search_rates, submit, tables
 from scripts import export as export_script
 from tests.conftest import ROOT, ComposeCell
