@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -19,7 +20,7 @@ from markdown_it import MarkdownIt
 from propulsion.harness import record as records
 from propulsion.harness.cell import run_cell
 from propulsion.harness.kept import weights_path
-from propulsion.harness.planning import settings_of
+from propulsion.harness.planning import expand, settings_of
 from scripts import bench, claims, params, predict, reproduce, run, search_rates, submit, tables
 from scripts import export as export_script
 from tests.conftest import ROOT, ComposeCell
@@ -71,18 +72,34 @@ def words_of(line: str) -> list[str]:
 # ---------------------------------------------------------------- commands, taken apart
 
 
+@functools.cache
+def composed(*job: str) -> bool:
+    """Whether one cell's words make settings; anything else raises."""
+    return bool(settings_of(list(job)))
+
+
+def compose_each(words: list[str]) -> None:
+    """Every value of every swept word once, beside the first values of the others: all names, not all cells."""
+    choices = [[job[0] for job in expand([word])] for word in words]
+    first = [values[0] for values in choices]
+    assert composed(*first)
+    for place, values in enumerate(choices):
+        for value in values[1:]:
+            assert composed(*first[:place], value, *first[place + 1 :])
+
+
 def composes(words: list[str]) -> None:
-    """Every cell of a run or sweep, but for a folder of somebody's own."""
+    """A run or a sweep, but for what lies in a folder of somebody's own."""
     if "--config-dir" in words:
         return  # the pages on adding things have tests that make these folders
     kept = [word for word in words if word != "-m" and not word.startswith(("hydra/", "hydra."))]
-    assert settings_of(["results_dir=x", *kept] if not any(w.startswith("results_dir=") for w in kept) else kept)
+    compose_each(kept if any(word.startswith("results_dir=") for word in kept) else ["results_dir=x", *kept])
 
 
 def sweeps(words: list[str]) -> None:
     request = reproduce.parse([word for word in words if not word.startswith(("watch=", "data_dir="))])
     profile = "mini" if request.profile == "auto" else request.profile
-    assert settings_of(reproduce.sweep_words(reproduce.sweep_command(request, profile)))
+    compose_each(reproduce.sweep_words(reproduce.sweep_command(request, profile)))
 
 
 def knows(keys: Any) -> Callable[[list[str]], None]:
@@ -105,7 +122,7 @@ MODULES: dict[str, Callable[[list[str]], Any]] = {
     "scripts.params": knows(params.KEYS),
     "scripts.claims": knows(claims.KEYS),
     "scripts.search_rates": knows(search_rates.DEFAULTS),
-    "scripts.bench": lambda words: bench.parse(words[1:] if words[:1] == ["pack"] else words),
+    "scripts.bench": lambda words: bench.parse([word for word in words if word not in bench.MODES]),
     "tests.soak": lambda words: None,
 }
 
