@@ -208,7 +208,7 @@ def test_exported_adapter_loads_with_peft_and_answers_alike(
         "README.md", "adapter_config.json", "adapter_model.safetensors", "record.json",
     }  # fmt: skip
     entry = json.loads(finished[task].read_text())
-    base = MeanPoolingBert.from_pretrained(entry["run"]["weights"]["id"], num_labels=2)
+    base = MeanPoolingBert.from_pretrained(entry["run"]["config"]["backbone"]["id"], num_labels=2)
     found = PeftModel.from_pretrained(base, out).eval()
     spec, ours = predictor(finished[task]), predictor(finished[task]).classifier
     encoded = ours.encoded(dev_rows(finished[task]))
