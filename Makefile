@@ -64,7 +64,7 @@ tables: $(STAMP) ## every table, figure and report page again, from the records 
 	$(PYTHON) -m scripts.tables $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,results_dir),\
 	  $(if $(filter-out auto,$(PROFILE)),'results_dir=results/$(PROFILE)')) $(ARGS))
 
-params: $(STAMP) ## parameter counts of every backbone and method, from configs alone
+params: $(STAMP) ## parameter counts of every backbone and the paper's methods, from configs alone
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.params $(strip $(call list,BACKBONES,backbones) \
 	  $(call list,METHODS,methods) $(call path,RESULTS_DIR,results_dir) $(ARGS))
 

@@ -1,4 +1,6 @@
-"""Parameter counts of every backbone x method x head policy, from configs alone. `make params` calls this.
+"""Parameter counts by backbone, method and head policy, from configs alone. `make params` calls this.
+
+Without `methods` those of the paper's grid; any other of conf/method is counted when it is named.
 
     python -m scripts.params
     python -m scripts.params backbones=roberta_base,minilm methods=lora,propulsion results_dir=results
