@@ -209,8 +209,9 @@ def test_a_removed_lease_does_not_come_back(tmp_path: Path) -> None:
 
 
 def _count(folder: Path, results: Any) -> None:
-    """Take the lease as often as it can be had, and write down when it was ours."""
-    for _ in range(40):
+    """Take the lease fifteen times, and write down when it was ours."""
+    had = 0
+    while had < 15:
         lease = Lease(folder, "abc", {})
         try:
             lease.acquire()
@@ -221,6 +222,7 @@ def _count(folder: Path, results: Any) -> None:
         time.sleep(0.001)
         results.put((began, time.monotonic()))
         lease.release()
+        had += 1
     results.put(None)
 
 
@@ -236,8 +238,39 @@ def test_processes_that_race_never_have_it_together(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     spans.sort()
-    assert len(spans) > 40
+    assert len(spans) == 60
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+def _sweep_away(folder: Path, ended: Any) -> None:
+    """What releases of other cells do, without a pause: make the folders, and remove them where they are empty."""
+    while not ended.is_set():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True)
+
+
+def test_folders_that_others_remove_at_any_moment_stop_nobody(tmp_path: Path) -> None:
+    folder, ended = tmp_path / "results" / "leases", FORK.Event()
+    sweepers = [FORK.Process(target=_sweep_away, args=(folder, ended), daemon=True) for _ in range(2)]
+    for sweeper in sweepers:
+        sweeper.start()
+    had = 0
+    try:
+        for _ in range(500):
+            lease = Lease(folder, "abc", {})
+            with contextlib.suppress(RunningElsewhere):  # each attempt met a folder that had just gone
+                lease.acquire()
+                had += 1
+                assert list(leases.held(folder.parent)) == ["abc"]
+            lease.release()
+    finally:
+        ended.set()
+        for sweeper in sweepers:
+            sweeper.join()
+    assert had > 100
 
 
 def _sweep(cells: list[Settings], meeting: Path, ran: Any) -> None:

@@ -1,9 +1,9 @@
 """One frozen encoder layer (BERT, RoBERTa) as one function: vectors are trained, its matrices are not.
 
 Kept per token, width d: the normalised input, queries, keys and values, the normalised attention output, the
-feed-forward input (`lean`: computed again) and the normalised output, which is the next layer's input. Everything
-else is computed again: attention scores and their mixture, dropout masks, and scaled outputs, which are what a layer
-norm's input has beside the residual.
+feed-forward input (`lean`: computed again) and the normalised output, which is the next layer's input; on a CPU also a
+bit for each dropout decision, which a GPU draws again. Everything else is computed again: attention scores and their
+mixture, and scaled outputs, which are what a layer norm's input has beside the residual.
 
 A scale s has the gradient sum(g * y) / s with y the scaled output. At s = 0 that is set to 0, which is right when
 s = z**k with k of at least 2; the caller keeps other zeros away.
@@ -246,12 +246,11 @@ def _through_scale(
     Also finds the bias's gradient, which is what that behind the scale sums to.
     """
     low_rank = bias == "qkv_bias" and v.qkv_inner is not None  # which needs the gradient itself
-    in_matrix = scale is not None and scale.dim() == 1 and weight.dtype == scale.dtype and not low_rank
-    if scale is None or not in_matrix or weight.shape[1] >= grad.shape[0]:
+    exact = scale is not None and scale.dim() == 1 and weight.dtype == scale.dtype and not low_rank
+    in_matrix = exact and weight.shape[1] < grad.shape[0]
+    if not in_matrix:
         scale_(grad, scale, rows)
-        if getattr(needs, bias):
-            found[bias] = sum_tokens(grad, getattr(v, bias), rows)
-        return grad, weight
     if getattr(needs, bias):
-        found[bias] = sum_tokens(grad, getattr(v, bias), rows) * scale
-    return grad, weight * scale.view(-1, 1)
+        total = sum_tokens(grad, getattr(v, bias), rows)
+        found[bias] = total * scale if in_matrix else total
+    return grad, weight * scale.view(-1, 1) if in_matrix and scale is not None else weight

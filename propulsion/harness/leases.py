@@ -115,7 +115,7 @@ class Lease:
         current = find(self.folder, self.key)
         if current is not None and current.facts.get("owner") == self.owner:
             # Of processes killed in the middle of _make. First: while a lease lies here, somebody comes to clean up.
-            for leftover in self.folder.glob(f".{self.key}.*.tmp"):
+            for leftover in _files(self.folder, f".{self.key}.", ".tmp"):
                 leftover.unlink(missing_ok=True)
             for found in _all(self.folder, self.key):  # the lowest first: see _is_rightful
                 found.path.unlink(missing_ok=True)
@@ -134,11 +134,15 @@ class Lease:
         return json.dumps({**self._about, "beat": f"{self._beats:012d}"}, sort_keys=True) + "\n"
 
     def _make(self) -> bool:
-        """Link the lease into place, whole. False where that number is taken already."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Link the lease into place, whole. False where that number, or the folder, is another's at this moment."""
         try:
+            os.makedirs(self.folder, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{self.key}.", suffix=".tmp")
-        except FileNotFoundError:  # another's release removed the folder just now
+        except FileNotFoundError:  # another's release removed a folder just now
+            return False
+        except FileExistsError:  # a folder that was there, and was gone when its kind was looked up; or a file
+            if self.folder.is_file() or self.folder.parent.is_file():
+                raise
             return False
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -203,7 +207,7 @@ def find(folder: Path, key: str) -> Found | None:
 def held(results_dir: str | Path) -> dict[str, Found]:
     """Every lease of a results folder that is not known to be stale, by the cell's key."""
     folder = Path(results_dir, FOLDER)
-    keys = {path.stem for path in folder.glob("[!.]*.*")}
+    keys = {path.stem for path in _files(folder) if not path.name.startswith(".")}
     found = {key: lease for key in keys if (lease := find(folder, key)) is not None}
     return {key: lease for key, lease in found.items() if not is_stale(lease)}
 
@@ -213,8 +217,17 @@ def _all(folder: Path, key: str) -> list[Found]:
     return sorted(_read(folder, key), key=lambda found: found.number)
 
 
+def _files(folder: Path, prefix: str = "", suffix: str = "") -> list[Path]:
+    """Those in a folder that another's release may remove at any moment, which a glob does not bear."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in names if name.startswith(prefix) and name.endswith(suffix)]
+
+
 def _read(folder: Path, key: str) -> Iterator[Found]:
-    for path in folder.glob(f"{key}.*"):
+    for path in _files(folder, f"{key}."):
         number = path.suffix.removeprefix(".")
         if number.isdigit():
             with contextlib.suppress(FileNotFoundError):

@@ -108,7 +108,7 @@ def current() -> Turn | None:
 
 
 def threads() -> int:
-    """How many threads torch computes with; the few of a cell that takes turns are not meant."""
+    """How many threads torch computes with; for a cell that takes turns, those of the thread that made it."""
     own = current()
     return torch.get_num_threads() if own is None else own.threads
 

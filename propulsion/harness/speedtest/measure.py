@@ -72,6 +72,7 @@ class Runner:
         kept: dict[int, tuple[int, torch.Tensor]] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
+            tensor = tensor.detach()  # else an operation that keeps its own output would hold itself, and never go
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, or its address would be used again
             return tensor
