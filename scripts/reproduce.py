@@ -185,7 +185,9 @@ def main(arguments: list[str]) -> int:
         leave_out_absent(request)
         missing = obstacles(request, profile)
         if missing:
-            raise UserError(f"PROFILE={profile} cannot start: {missing[0]}")
+            others = f" (and {len(missing) - 1} more: make plan PROFILE={profile})" if missing[1:] else ""
+            instead = "" if profile == "mini" else ". PROFILE=mini runs anywhere"
+            raise UserError(f"PROFILE={profile} cannot start: {missing[0]}{others}{instead}")
         check_writable(results_dir(request, profile))
         command = sweep_command(request, profile)
         print(f"sweep:   {shlex.join(['python', *command[1:]])}", flush=True)

@@ -90,6 +90,7 @@ def test_the_paper_profile_refuses_without_a_gpu(
     printed = capsys.readouterr()
     assert printed.out.startswith("profile: paper (asked for)")
     assert "PROFILE=paper cannot start: the paper profile needs a CUDA GPU" in printed.err
+    assert printed.err.endswith("PROFILE=mini runs anywhere\n")
 
 
 def test_a_small_sweep_ends_with_its_table(tmp_path: Path) -> None:
