@@ -86,10 +86,14 @@ def choose(request: Request) -> dict[str, Record]:
 
 
 def suites_of(request: Request, chosen: dict[str, Record]) -> list[str]:
-    """The suite asked for, or those with a run of their own; a task of two, as RTE is, counts where it stands alone."""
+    """The suite asked for, or those with a task of their own that has a run or is named.
+
+    A task of two suites, as RTE is, counts where it stands alone.
+    """
     if request.suite:
         return [request.suite]
-    tasks = {suite: {target.model for target in wanted(request, suite)} & set(chosen) for suite in SUITES}
+    there = set(chosen) | set(names(request.tasks))
+    tasks = {suite: {target.model for target in wanted(request, suite)} & there for suite in SUITES}
     shared = set.intersection(*tasks.values())
     own = [suite for suite in SUITES if tasks[suite] - shared]
     return own or [suite for suite in SUITES if any(record["run"]["suite"] == suite for record in chosen.values())]
