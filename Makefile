@@ -53,7 +53,7 @@ test: $(STAMP) ## the whole test suite, without a network
 # On the GPU's own torch; one process, so that tests do not share its memory.
 test-gpu: export HF_HUB_OFFLINE := 1
 test-gpu: export WANDB_MODE := disabled
-test-gpu: $(STAMP) ## the tests that need a CUDA GPU; without one each says so
+test-gpu: $(STAMP) ## the tests that need a CUDA GPU; without one it says so
 	$(PYTHON) -m pytest -m gpu -rs
 
 soak: export OMP_NUM_THREADS := 1

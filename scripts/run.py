@@ -147,7 +147,8 @@ def _say(line: str) -> None:
 
 
 def _refuse(note: sweeps.Note) -> None:
-    print(f"error: {note.reason}", file=sys.stderr)
+    if ranks.speaks():
+        print(f"error: {note.reason}", file=sys.stderr)
     sweeps.leave(note)
     _stop(2)
 

@@ -23,6 +23,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ComposeCell = Callable[..., Settings]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test-gpu` stops before it collects anything, where there is no GPU."""
+    if config.getoption("markexpr", "") == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError("no CUDA GPU here: these tests need one; make test runs all others")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped, and say why, where there is none."""
     if not torch.cuda.is_available():

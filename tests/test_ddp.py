@@ -1,4 +1,4 @@
-"""Two processes on CPUs (gloo) against one: the same scores; the same skips; going on after a kill."""
+"""Two processes on CPUs (gloo) against one, by torchrun and by accelerate: same scores and skips, after a kill too."""
 
 from __future__ import annotations
 
@@ -18,8 +18,30 @@ from tests.conftest import ROOT
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.ddp")
 
 
+# Without a GPU its processes take the CPUs.
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file")
+MULTI_GPU = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+"""
+
+
 def torchrun(folder: Path, *actions: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TORCHRUN, str(folder), *actions], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    return _launch(*TORCHRUN, str(folder), *actions)
+
+
+def accelerate(config: str, folder: Path, *actions: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with a config file of this text."""
+    file = folder.with_suffix(".yaml")
+    file.write_text(config)
+    return _launch(*ACCELERATE, str(file), "-m", "tests.ddp", str(folder), *actions)
+
+
+def _launch(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
 
 
 def only_record(folder: Path) -> dict[str, Any]:
@@ -38,7 +60,7 @@ def test_two_processes_equal_one_and_skip_and_resume_the_same_way(tmp_path: Path
     assert killed.returncode != 0
     assert [path.name for path in (tmp_path / "two").glob("checkpoints/*/checkpoint-*")] == ["checkpoint-10"]
     assert not (tmp_path / "two" / "runs").exists() or only_record(tmp_path / "two")["status"] == "failed"
-    two = torchrun(tmp_path / "two", "run", "run")
+    two = accelerate(MULTI_GPU, tmp_path / "two", "run", "run")
     assert two.stdout.splitlines() == ["success ran on 2", "success skipped on 2"], two.stderr[-3000:]
     ours = only_record(tmp_path / "two")
     alone, _ = run_cell(ddp.settings(str(tmp_path / "one")))

@@ -123,7 +123,19 @@ def test_a_text_that_ends_on_the_padding_token_is_read_to_its_end(monkeypatch: p
             torch.testing.assert_close(together[number], model(**tokenizer(text, return_tensors="pt")).logits[0])
 
 
-@pytest.mark.parametrize("task", ["boolq", "multirc", "record", "cb"])
+@pytest.mark.parametrize("backbone", DECODERS)
+def test_every_backbone_file_gives_a_model_that_reads_either_padding_alike(backbone: str) -> None:
+    settings = compose_settings("experiment=tiny", f"backbone={backbone}")
+    model, _ = load_model(settings.backbone, settings.task, EOS)
+    model.eval().double()
+    with torch.no_grad():
+        right, left = (model(**batch([9, 4, 1, 6], side, EOS)).logits for side in ("right", "left"))
+        torch.testing.assert_close(right, left, rtol=1e-9, atol=1e-9)
+        (alone,) = model(input_ids=batch([9], "right", EOS)["input_ids"]).logits
+        torch.testing.assert_close(right[0], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("task", [task for task in names("task") if compose_settings(f"task={task}").task.cut])
 def test_a_long_passage_is_cut_and_nothing_else(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = loaded(llama_3_tokenizer(), monkeypatch)
     spec = compose_settings(f"task={task}").task
@@ -136,6 +148,19 @@ def test_a_long_passage_is_cut_and_nothing_else(task: str, monkeypatch: pytest.M
     first, second = tokenizer.decode(ids).split("<|begin|>")[1:]
     cut, kept = (first, second) if spec.text[0] == spec.cut else (second, first)
     assert len(ids) == 64 and kept.strip() == asked and cut and told.startswith(cut)
+
+
+@pytest.mark.parametrize("task", ["rte", "axb", "axg", "wic"])
+def test_where_no_text_is_the_passage_the_longer_one_is_cut(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = loaded(llama_3_tokenizer(), monkeypatch)
+    spec = compose_settings(f"task={task}").task
+    told, asked = "Anna left the house. " * 40, "who left?"
+    spans: dict[str, Any] = {"spans": [[[0, 0, 4], [1, 0, 3]]]} if spec.spans else {}
+    group: dict[str, Any] = {"group": [[0, 0]]} if spec.group else {}
+    columns = {spec.text[0]: [told], spec.text[1]: [asked], "label": [0], "idx": [0], **spans, **group}
+    ids = encode(make_rows(spec, columns), tokenizer, spec, 64)[0]["input_ids"]
+    first, second = tokenizer.decode(ids).split("<|begin|>")[1:]
+    assert len(ids) == 64 and second.strip() == asked and told.startswith(first)
 
 
 @pytest.mark.parametrize("backbone", DECODERS)
@@ -189,6 +214,17 @@ def test_every_projection_of_the_other_families_is_trained(tiny: ComposeCell, ba
     assert entry["params"]["adapter"] == 2 * (5 * 32 + 2 * 64) + 32
 
 
+def test_bf16_autocast_over_a_float32_llama_stays_beside_float32(tiny: ComposeCell, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        words = (f"training.precision={precision}", f"results_dir={tmp_path / precision}", "training.max_steps=10")
+        entry, _ = run_cell(tiny("backbone=llama_7b", "method=propulsion", "training.learning_rate=3e-3", *words))
+        assert entry["status"] == "success", entry["error"]
+        assert (entry["env"]["precision"], entry["env"]["attention"]) == (precision, "sdpa")
+        losses.append([evaluation["loss"] for evaluation in entry["eval"]["history"]])
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
 @pytest.mark.parametrize("task", names("task"))
 def test_every_task_runs_on_a_tiny_llama_in_bf16(tiny: ComposeCell, task: str) -> None:
     """Weights and autocast in bf16; what is trained stays in float32."""
@@ -207,15 +243,16 @@ def test_every_task_runs_on_a_tiny_llama_in_bf16(tiny: ComposeCell, task: str) -
     assert entry["cost"]["adapter_bytes"] == 4 * entry["params"]["trainable"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["propulsion", "propulsion_paper", "lora", "ia3", "head", "full"])
-def test_what_is_trained_on_a_bf16_backbone_is_float32(method: str) -> None:
-    """z, the adapters and the head's master weights; the rest stays in bf16."""
-    settings = compose_settings("experiment=tiny", "backbone=llama_7b", "backbone.dtype=bfloat16", f"method={method}")
+def test_what_is_trained_on_a_half_precision_backbone_is_float32(method: str, dtype: str) -> None:
+    """z, the adapters and the head's master weights; the rest stays as it is."""
+    settings = compose_settings("experiment=tiny", "backbone=llama_7b", f"backbone.dtype={dtype}", f"method={method}")
     model, _ = load_model(settings.backbone, settings.task, 1)
     tuned: nn.Module = apply_method(model, settings.method, settings.backbone)
     trained = {n: p for n, p in tuned.named_parameters() if p.requires_grad}
     assert trained and {p.dtype for p in trained.values()} == {torch.float32}
-    assert {p.dtype for p in tuned.parameters() if not p.requires_grad} <= {torch.bfloat16}
+    assert {p.dtype for p in tuned.parameters() if not p.requires_grad} <= {getattr(torch, dtype)}
     parts = partition(tuned, settings.backbone.head, settings.method.head != "frozen")
     assert (count(tuned, parts).head > 0) == (method != "propulsion_paper")
 

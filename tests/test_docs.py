@@ -29,8 +29,15 @@ from tests.tiny_models import tiny_classifier
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_PAGES = ("README", "quickstart", "protocol", "adapters", "record", "failures")  # the others have tests of their own
-FILLED = {"<user>/<name>": "me/it", "<key>": "0123", "<name>": "x", "<folder>": "folder", "<cache>": "cache"}
-RUNNERS = ("make", "python", "torchrun")
+FILLED = {
+    "<user>/<name>": "me/it",
+    "<key>": "0123",
+    "<name>": "x",
+    "<folder>": "folder",
+    "<file>": "file",
+    "<cache>": "cache",
+}
+RUNNERS = ("make", "python", "torchrun", "accelerate")
 SHELL = ("source", "pip", "hf", "squeue", "scancel", "scontrol", ".ci/run", ".venv/bin/python")
 
 
@@ -57,7 +64,7 @@ def commands(page: Path) -> Iterator[str]:
                     yield filled(line)
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for span in re.findall(r"`([^`\n]+)`", prose):
-        if re.match(r"(make [a-z-]+|python -m |torchrun )", span) and "..." not in span:
+        if re.match(r"(make [a-z-]+|python -m |torchrun |accelerate launch -)", span) and "..." not in span:
             yield filled(span)
 
 
@@ -157,7 +164,7 @@ def test_other_commands_are_well_formed(page: str, line: str) -> None:
     words = words_of(line)
     if words[0].split("=")[0] in ("python", ".venv/bin/python"):
         check_python(words[1:])
-    elif words[0] == "torchrun":
+    elif words[0] in ("torchrun", "accelerate"):
         check_python(words[words.index("-m") :])
     elif words[:2] == ["pip", "install"]:
         lock = (ROOT / "requirements.lock").read_text().splitlines()

@@ -1,4 +1,7 @@
-"""A sharded tiny LLaMA on two processes (gloo) against one whole: scores, kept weights, going on after a kill."""
+"""A sharded tiny LLaMA on two processes (gloo) against one whole: scores, kept weights, going on after a kill.
+
+Sharded by the setting, and by an FSDP config of accelerate's alone.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,22 @@ from propulsion.harness.errors import UserError
 from propulsion.harness.kept import weights_path
 from tests import ddp
 from tests.conftest import ComposeCell
-from tests.test_ddp import only_record, torchrun, two_devices
+from tests.test_ddp import MULTI_GPU, accelerate, only_record, torchrun, two_devices
 
 # z on the head as well, and the head frozen: it has to be in the kept file, whole
 LLAMA = ("backbone=llama_7b", "method=propulsion_paper", "training.keep_weights=both")
-SHARDED = (*LLAMA, "training.fsdp=full_shard", "training.gradient_checkpointing=true")
+SHARDED = (*LLAMA, "training.gradient_checkpointing=true")
+# fsdp_cpu_ram_efficient_loading is on by default: the other process would start from empty weights
+FSDP = MULTI_GPU.replace("MULTI_GPU", "FSDP") + "fsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: true}\n"
 
 
 @two_devices
 @pytest.mark.slow
 def test_two_processes_with_half_the_weights_each_equal_one_with_all(tmp_path: Path) -> None:
-    killed = torchrun(tmp_path / "two", *SHARDED, "kill=15")
+    killed = torchrun(tmp_path / "two", *SHARDED, "training.fsdp=full_shard", "kill=15")
     assert killed.returncode != 0
     assert [path.name for path in (tmp_path / "two").glob("checkpoints/*/checkpoint-*")] == ["checkpoint-10"]
-    two = torchrun(tmp_path / "two", *SHARDED, "run", "run")
+    two = accelerate(FSDP, tmp_path / "two", *SHARDED, "run", "run")
     assert two.stdout.splitlines() == ["success ran on 2", "success skipped on 2"], two.stderr[-3000:]
     ours = only_record(tmp_path / "two")
     alone, _ = run_cell(ddp.settings(str(tmp_path / "one"), *LLAMA))

@@ -125,11 +125,15 @@ def test_merging_refuses_and_on_request_goes_into_a_copy_in_full(bits: str, pack
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("method", ["propulsion", "lora", "ia3"])
-def test_a_cell_trains_on_a_4_bit_backbone(tiny: ComposeCell, method: str) -> None:
-    often = "training.checkpoint_seconds=0"
-    entry, _ = run_cell(tiny(*SMALL[1:3], f"method={method}", "backbone.quantize=4bit", often))
+@pytest.mark.parametrize("bits", BITS)
+def test_a_cell_trains_on_a_quantized_backbone(tiny: ComposeCell, bits: str, method: str) -> None:
+    often = ("training.checkpoint_seconds=0", "training.learning_rate=0.01")
+    entry, _ = run_cell(tiny(*SMALL[1:3], f"method={method}", f"backbone.quantize={bits}", *often))
     assert entry["status"] == "success", entry["error"]
-    assert entry["run"]["config"]["backbone"]["quantize"] == "4bit"
+    assert entry["run"]["config"]["backbone"]["quantize"] == bits
+    losses = [evaluation["loss"] for evaluation in entry["eval"]["history"]]
+    assert len(set(losses)) == len(losses) > 1  # it went on after the first evaluation
+    assert min(losses[1:]) < losses[0]
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit", "head"])

@@ -66,6 +66,8 @@ def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
         RunningElsewhere: another process has the cell, or took it over while this one slept.
         KeyboardInterrupt, Preempted: asked to stop; a checkpoint was saved.
     """
+    sharding.check(settings)  # before the processes of a run meet: all of them refuse alike
+    devices.check_launch(devices.resolve_precision(settings.training.precision, settings.backbone.dtype))
     source = open_source(settings.task, settings.data)
     fingerprint = source.fingerprint()
     key = record.cell_key(settings.config, fingerprint)
@@ -150,8 +152,6 @@ def _refuse_early(settings: Settings) -> None:
     """What cannot work is refused on an empty model, before weights are read or anything is written."""
     find_weights(settings.backbone)
     quantization.check_installed(settings.backbone)
-    sharding.check(settings)
-    devices.resolve_precision(settings.training.precision, settings.backbone.dtype)
     with contextlib.suppress(NeedsWeightsError):  # refused when the weights are there
         tuned = apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
         row_length(settings, tuned)
@@ -240,7 +240,7 @@ def _run(
     chosen = speed.set_up(tuned, spec)
     if spec.gradient_checkpointing:
         memory.checkpoint_activations(tuned)
-    if spec.fsdp != "off":
+    if sharding.wanted(spec):
         entry["cost"]["sharded_parameters"] = sharding.shard(tuned, settings.backbone.head)
     packing.join(tuned)
     length = row_length(settings, tuned)

@@ -12,6 +12,7 @@ import torch
 
 from propulsion.harness import turns
 from propulsion.harness.errors import UserError
+from propulsion.harness.launched import launch
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -63,6 +64,22 @@ def resolve_precision(precision: str, dtype: str) -> str:
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a CUDA GPU: set training.precision=bf16, and backbone.dtype=bfloat16 or float32")
     return precision
+
+
+def check_launch(precision: str) -> None:
+    """Refuse an accelerate config that contradicts what the cell runs with.
+
+    Raises:
+        UserError: its mixed_precision is another, or it asks for CPUs on a machine with a GPU.
+    """
+    told = launch()
+    if told.precision not in ("", precision):
+        raise UserError(
+            f"accelerate's configuration says mixed_precision {told.precision}, training.precision comes to "
+            f"{precision}: set training.precision={told.precision}, or mixed_precision: no"
+        )
+    if told.on_cpu and torch.cuda.is_available():
+        raise UserError("accelerate's configuration says use_cpu and there is a GPU: hide it (CUDA_VISIBLE_DEVICES=)")
 
 
 @contextlib.contextmanager

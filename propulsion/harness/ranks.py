@@ -1,10 +1,12 @@
-"""Processes of one run under torchrun: who is first, and what they agree on. With one process all of it is free."""
+"""Processes of one run, by torchrun or `accelerate launch`: who is first, what they agree on. One process: all free."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from propulsion.harness.launched import launch
 
 Value = TypeVar("Value")
 
@@ -17,6 +19,11 @@ def rank() -> int:
 def size() -> int:
     """How many processes the run has."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its machine that says what is wrong there."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def agreed(decide: Callable[[], Value]) -> Value:
@@ -66,6 +73,7 @@ def join() -> Any:
 
     Imported here alone: one process that only skips what is done does without it.
     """
+    launch()  # first: what accelerate was told is taken out of the environment
     import torch
     from accelerate import PartialState
 

@@ -23,7 +23,7 @@ GROUPS = ("", "given", "pairs")
 FAST_PATHS = ("off", "auto", "on")
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 QUANTIZED = ("none", "8bit", "4bit")
-FSDP = ("off", "full_shard")
+FSDP = ("auto", "off", "full_shard")
 HALF = ("bfloat16", "float16")
 
 
@@ -168,7 +168,7 @@ class TrainingSpec:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     tf32: bool = False  # float32 matrix products in TF32, on GPUs that have it
     gradient_checkpointing: bool = False  # every block computed again in the backward pass: less memory, more time
-    fsdp: str = "off"  # off | full_shard: frozen weights shared among the processes; adapter and head on each
+    fsdp: str = "auto"  # off | full_shard: frozen weights cut among the processes | auto: as accelerate was told
     checkpoint_seconds: float = 120.0
     keep_checkpoints: bool = False
     keep_weights: str = "auto"  # none | last | best | both | auto: trained tensors in <results_dir>/weights/<key>

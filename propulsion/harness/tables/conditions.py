@@ -260,7 +260,7 @@ def _apart(record: Record) -> list[str]:
     words = ["features computed once"] if cost.get("cached_features") else []
     training = at(record, "run.config.training") or {}
     words += ["activations computed again"] if training.get("gradient_checkpointing") else []
-    words += ["weights shared among the devices"] if training.get("fsdp", "off") != "off" else []
+    words += ["weights shared among the devices"] if cost.get("sharded_parameters") else []
     others = (cost.get("packed_with") or 1) - 1
     words += [f"packed with {others} other{'s' if others > 1 else ''}"] if others > 0 else []
     retried = (cost.get("oom_retries") or 0) > 0
