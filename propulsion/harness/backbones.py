@@ -242,7 +242,8 @@ def _drawn_in(dtype: torch.dtype) -> Iterator[None]:
 def _quantized(spec: BackboneSpec, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights as a quantized model: only a load quantizes, so they go through a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        with _quiet():
+            model.save_pretrained(folder)
         return _pretrained(spec, config, folder, model.dtype)
 
 

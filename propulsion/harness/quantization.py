@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ def options(spec: BackboneSpec) -> dict[str, Any]:
     """What `from_pretrained` is told: nothing, or to quantize every linear but the head as it loads.
 
     4 bits are NF4 with blocks of 64 (arXiv 2305.14314, section 3); products are computed in the backbone's dtype.
+    8 bits are LLM.int8() (arXiv 2208.07339), which rounds a layer's inputs to float16 and then to 8 bits.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -25,6 +27,8 @@ def options(spec: BackboneSpec) -> dict[str, Any]:
         return {}
     check_installed(spec)
     if spec.quantize == "8bit":
+        # A line for every layer, on its inputs that are rounded to float16: so the format has it.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(spec.head))
     else:
         config = BitsAndBytesConfig(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from propulsion.tuner.layer import Linear, PropulsionLayer
+QUANTIZED_WEIGHTS = ("Params4bit", "Int8Params")
 
 
 def merge_dequantized(model: Any, dtype: torch.dtype | None = None) -> nn.Module:
     """A quantized model with Propulsion on it as an ordinary one, the scales in its weights.
 
     `merge_and_unload` refuses a quantized layer: rounded to 8 or 4 bits again, a scale of 0.99 would be lost. Here
-    every quantized layer that carries a scale is first replaced by an ordinary one with its dequantized weight, so
+    every quantized layer, scaled or not, is first replaced by an ordinary one with its dequantized weight, so that
     the result is two to eight times as large. `model` itself is used up.
 
     Args:
@@ -30,19 +31,19 @@ def merge_dequantized(model: Any, dtype: torch.dtype | None = None) -> nn.Module
     """
     floats = [p.dtype for name, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]
     chosen = dtype or (floats[0] if floats else torch.float32)
-    for layer in model.modules():
-        if isinstance(layer, Linear) and is_quantized(layer):
-            layer.base_layer = _ordinary(layer.base_layer, chosen)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if is_quantized(layer):
+                setattr(parent, name, _ordinary(layer, chosen))
     merged: nn.Module = model.merge_and_unload()
     _forget_quantization(merged)
     return merged
 
 
-def is_quantized(layer: PropulsionLayer) -> bool:
-    """Whether the layer's own base is a linear of bitsandbytes."""
-    return hasattr(layer.base_layer, "in_features") and (
-        type(layer.base_layer.weight).__name__ in ("Params4bit", "Int8Params")
-    )
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the layer is a linear of bitsandbytes; an adapter's layer around one is not."""
+    kind = type(getattr(layer, "weight", None)).__name__
+    return not isinstance(layer, BaseTunerLayer) and hasattr(layer, "in_features") and kind in QUANTIZED_WEIGHTS
 
 
 def _ordinary(layer: Any, dtype: torch.dtype) -> nn.Linear:
