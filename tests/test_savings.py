@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.memory import checkpoint_activations
 from propulsion.harness.tables.conditions import measurement
-from tests.conftest import DEVICES, ComposeCell, compose_settings, names
+from tests.conftest import DEVICES, ComposeCell, compose_settings, names, pytest_configure
 
 FAMILIES = ["roberta_base", "deberta_v3_base", "llama_7b"]
 METHODS = ["full", "head", "bitfit", "lora", "ia3", "propulsion", "adalora", "prompt_tuning"]
@@ -165,6 +166,14 @@ def test_a_cell_in_bf16_with_checkpointing(tiny: ComposeCell) -> None:
     entry, _ = run_cell(tiny("backbone=llama_7b", "backbone.dtype=bfloat16", "training.gradient_checkpointing=true"))
     assert entry["status"] == "success", entry["error"]
     assert entry["env"]["precision"] == "bf16" and entry["env"]["attention"] == "sdpa"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_tests_alone_are_refused_in_one_line_without_one(request: pytest.FixtureRequest) -> None:
+    for marks, stops in (("gpu", pytest.raises(pytest.UsageError, match="no CUDA GPU here")), ("", nullcontext())):
+        with stops, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(request.config.option, "markexpr", marks)
+            pytest_configure(request.config)
 
 
 @pytest.mark.gpu
