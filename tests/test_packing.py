@@ -144,10 +144,10 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves(
     where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Small(packing.Packed):
-        def __init__(self, path: Any, passes: Sequence[Any]) -> None:
+        def __init__(self, path: Any, passes: Sequence[Any], learns: bool = True) -> None:
             if where == "forward" and len(passes) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-            super().__init__(path, passes)
+            super().__init__(path, passes, learns)
 
         def backward(self, grads: Sequence[torch.Tensor | None]) -> Any:
             if where == "backward" and self.runs > 2:
@@ -172,10 +172,10 @@ def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.Monkey
     bad = find_path(runs[1].model).backbone.encoder.layer[-1].output.LayerNorm.bias  # type: ignore[union-attr]
 
     class Broken(packing.Packed):
-        def __init__(self, path: Any, passes: Sequence[Any]) -> None:
+        def __init__(self, path: Any, passes: Sequence[Any], learns: bool = True) -> None:
             if any(each.vectors.last_bias is bad for each in passes):
                 raise RuntimeError("a kernel failed")
-            super().__init__(path, passes)
+            super().__init__(path, passes, learns)
 
     monkeypatch.setattr(packing, "Packed", Broken)
     pack = Pack(3)

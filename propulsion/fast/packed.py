@@ -32,7 +32,7 @@ class Slot:
         """Whether a run trains it."""
         return any(each is not None and each.requires_grad for each in self.own)
 
-    def stack(self) -> torch.Tensor | None:
+    def stack(self, learns: bool = True) -> torch.Tensor | None:
         """All runs' on a leading axis, detached; as it is where it is frozen and everybody's, or there is one run.
 
         A run without a scale has ones, one without LoRA zeros, one of a lower rank zeros beyond it.
@@ -41,12 +41,12 @@ class Slot:
         if not there:
             return None
         if len(self.own) == 1 or (self.name in BIASES and not self.trained):
-            return there[0].detach().requires_grad_(self.trained)
+            return there[0].detach().requires_grad_(learns and self.trained)
         shape = tuple(max(sizes) for sizes in zip(*(each.shape for each in there), strict=True))
         filler = torch.zeros if self.name in LOW_RANK else torch.ones
         absent = filler(shape, dtype=there[0].dtype, device=there[0].device)
         each = [absent if one is None else _padded(one.detach(), shape) for one in self.own]
-        return torch.stack(each).requires_grad_(self.trained)
+        return torch.stack(each).requires_grad_(learns and self.trained)
 
     def gradients(self, stacked: torch.Tensor | None) -> Grads:
         """Each run's part of the gradient of what `stack` gave."""
@@ -64,19 +64,20 @@ class Slot:
 class Packed:
     """One pass of several runs with the same frozen encoder. The first run's path computes it for all.
 
-    Every run's result is its own alone: no product, sum or mask mixes rows of two runs.
+    Every run's result is its own alone: no product, sum or mask mixes rows of two runs. `learns`: keep what the
+    backward pass needs.
     """
 
-    def __init__(self, path: FastPath, passes: Sequence[Pass]) -> None:
+    def __init__(self, path: FastPath, passes: Sequence[Pass], learns: bool = True) -> None:
         self.runs = len(passes)
         own = zip(*map(tensors, passes), strict=True)
         self.slots = [Slot(name, each) for name, each in zip(_names(passes[0]), own, strict=True)]
-        self._leaves = [slot.stack() for slot in self.slots]
+        self._leaves = [slot.stack(learns) for slot in self.slots]
         bounds = [0]
         for each in passes:
             bounds.append(bounds[-1] + each.call.rows.tokens)
         self._parts = [slice(a, b) for a, b in pairwise(bounds)]
-        with torch.set_grad_enabled(any(slot.trained for slot in self.slots)):
+        with torch.set_grad_enabled(learns and any(slot.trained for slot in self.slots)):
             self._hidden = path.encode(_join(passes, self._leaves))
 
     def close(self) -> None:

@@ -119,7 +119,8 @@ class Pass:
 class FastPath:
     """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain.
 
-    `exchange`, where it is set, computes the pass in the place of `encode`: a pack does, for several runs at once.
+    `exchange`, where it is set, computes the pass in the place of `encode`: a pack does, for several runs at once, and
+    then passes without gradients as well, but not those under autocast: the plain modules round elsewhere.
     """
 
     backbone: Any
@@ -133,14 +134,15 @@ class FastPath:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's output: fused where that is exact, else from its own forward."""
-        if torch.is_grad_enabled():
+        learns = torch.is_grad_enabled()
+        if learns or (self.exchange is not None and _autocast(self.backbone.device.type) is None):
             try:
                 output = self._fused(*args, **kwargs)
-                self.used += 1
+                self.used += learns
                 return output
             except NotFusedError as error:
-                self.plain += 1
-                self.reason = str(error)
+                self.plain += learns
+                self.reason = str(error) if learns else self.reason
         return type(self.backbone).forward(self.backbone, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastPath:
@@ -196,10 +198,12 @@ class FastPath:
         dropout = self.backbone.training and max(rates) > 0
         call = Call(rows, Masks.draw() if dropout else None, self.lean, self._space)
         kind = input_ids.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        dtype = _autocast(kind)
         with torch.autocast(kind, enabled=False):
             ids = tuple(_flat(ids, rows) for ids in self._ids(input_ids, token_type_ids, position_ids))
-            given = Pass(ids, self._vectors(layers), call, dtype)
+            with torch.enable_grad():  # so that a pass without gradients shows as well what is trained
+                vectors = self._vectors(layers)
+            given = Pass(ids, vectors, call, dtype)
             hidden = self.encode(given) if self.exchange is None else self.exchange(self, given)
         sequence = rows.pad(hidden)
         pooled = self.backbone.pooler(sequence) if self.backbone.pooler is not None else None
@@ -328,6 +332,10 @@ def _layer_vectors(
         qkv_inner=inner,
         qkv_outer=outer,
     )
+
+
+def _autocast(kind: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _flat(ids: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -16,8 +18,8 @@ class Group:
     """Consecutive sequences that go through attention together, padded to the longest of them.
 
     `start` and `tokens` say which rows of the flat matrix they are: the group with number `part` of run `run`.
-    `index` (n, length) maps each padded place to a row and `real` (n, length) says which places are tokens. Both
-    are None where no sequence is shorter than the others.
+    `index` (n, length) maps each padded place to a row, `real` (n, length) says which places are tokens and `kept`
+    (tokens,) which these are, counted through. All are None where no sequence is shorter than the others.
     """
 
     start: int
@@ -28,20 +30,21 @@ class Group:
     part: int
     index: torch.Tensor | None
     real: torch.Tensor | None
+    kept: torch.Tensor | None  # beside `real`, whose use as an index would wait for a GPU
 
     def gather(self, flat: torch.Tensor) -> torch.Tensor:
         """`(tokens, width)` of this group, as `(n, length, width)`; what stands at a padded place is arbitrary."""
         if self.index is None:
             return flat[self.start : self.start + self.tokens].view(self.sequences, self.length, -1)
-        return flat[self.index]
+        return flat.index_select(0, self.index.view(-1)).view(self.sequences, self.length, -1)
 
     def scatter(self, padded: torch.Tensor, flat: torch.Tensor) -> None:
         """Write `(n, length, ..., )` back to this group's rows of `flat`."""
         rows = flat[self.start : self.start + self.tokens]
-        if self.real is None:
+        if self.kept is None:
             rows.view(padded.shape).copy_(padded)
         else:
-            rows.copy_(padded.reshape(self.sequences * self.length, -1)[self.real.view(-1)])
+            rows.copy_(padded.reshape(self.sequences * self.length, -1).index_select(0, self.kept))
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ class Rows:
 
     def runs(self) -> list[slice]:
         """The rows of each run."""
-        return [slice(a, b) for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(self.bounds)]
+
+    @cached_property
+    def abreast(self) -> Group:
+        """The runs side by side, each as one long sequence: for a product of all runs at once."""
+        return _group(0, [b - a for a, b in pairwise(self.bounds)], (0, 0), self.places.device)
 
 
 def flatten(mask: torch.Tensor, heads: int, runs: int = 1) -> Rows | None:
@@ -104,15 +112,16 @@ def flatten(mask: torch.Tensor, heads: int, runs: int = 1) -> Rows | None:
 
 
 def _group(start: int, lengths: Sequence[int], name: tuple[int, int], device: torch.device) -> Group:
-    longest, tokens = lengths[0], sum(lengths)
+    longest, tokens = max(lengths), sum(lengths)
     if tokens == longest * len(lengths):
-        return Group(start, tokens, len(lengths), longest, *name, None, None)
+        return Group(start, tokens, len(lengths), longest, *name, None, None, None)
     sizes = torch.tensor(lengths)
     first = start + torch.cumsum(sizes, 0) - sizes
     steps = torch.arange(longest)
     real = steps < sizes.view(-1, 1)
     index = first.view(-1, 1) + torch.where(real, steps, 0)  # a padded place shows its sequence's first token
-    return Group(start, tokens, len(lengths), longest, *name, index.to(device), real.to(device))
+    kept = real.view(-1).nonzero().view(-1)
+    return Group(start, tokens, len(lengths), longest, *name, *(each.to(device) for each in (index, real, kept)))
 
 
 def _split(lengths: Sequence[int], heads: int) -> list[int]:

@@ -2,9 +2,9 @@
 
 Every cell runs the ordinary runner, with its own trainer, optimizer, schedule, data order, random streams, checkpoints
 and record, and takes turns with the others (`turns`). Where a step comes to the encoder it stops; once all have come
-there, one pass with all their rows computes it (`fast.packed`), and in the same way its gradients. So nothing of
-a cell depends on which others are there, cells of any length, task and state go together, and when one is over the
-next of the sweep takes its seat.
+there, one pass with all their rows computes it (`fast.packed`), and in the same way its gradients; so do evaluations,
+but not under autocast. So nothing of a cell depends on which others are there, cells of any length, task and state go
+together, and when one is over the next of the sweep takes its seat.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Forward:
 
     path: FastPath
     given: Pass
+    learns: bool  # whether gradients are asked for afterwards
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Requests of one kind can go together."""
         call = self.given.call
-        return self.given.dtype, call.lean, call.masks is None, bool(_trained(self.given))
+        return self.given.dtype, call.lean, call.masks is None, self.learns
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Seat:
 
     def __call__(self, path: FastPath, given: Pass) -> torch.Tensor:
         """The hidden states of a pass, cut off from the encoder's graph; `finish` goes on from their gradient."""
-        hidden, together = self.member.ask(Forward(path, given))
+        learns = torch.is_grad_enabled() and _trained(given)
+        hidden, together = self.member.ask(Forward(path, given, learns))
         self.most = max(self.most, together)
-        if _trained(given):
+        if learns:
             self._open = given, hidden.requires_grad_()
         return hidden
 
@@ -179,7 +181,7 @@ class Pack:
             started = time.perf_counter()
             asked = [member.request for member in group]
             try:
-                packed = Packed(asked[0].path, [each.given for each in asked])
+                packed = Packed(asked[0].path, [each.given for each in asked], asked[0].learns)
                 self._share_time(group, asked, started)
                 return group, packed
             except Exception as error:
@@ -248,6 +250,12 @@ def finish(model: nn.Module) -> None:
     path = find_path(model)
     if path is not None and isinstance(path.exchange, Seat):
         path.exchange.finish()
+
+
+def shares_evaluation(model: nn.Module) -> bool:
+    """Whether passes without gradients go through the pack, on weights that must then stay as all have them."""
+    path = find_path(model)
+    return path is not None and isinstance(path.exchange, Seat)
 
 
 def packed_with(model: nn.Module) -> int:

@@ -124,10 +124,11 @@ class CellTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loop alone runs on merged weights: callbacks of an evaluation see the model as it is trained.
 
-        Not under autocast, which would round the product and not the weight.
+        Not under autocast, which would round the product and not the weight, nor in a pack, where they are not its own.
         """
         tuned: Any = self.model
-        with contextlib.nullcontext() if self.args.bf16 or self.args.fp16 else merged(tuned):
+        rounded = self.args.bf16 or self.args.fp16
+        with contextlib.nullcontext() if rounded or packing.shares_evaluation(tuned) else merged(tuned):
             return super().evaluation_loop(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
