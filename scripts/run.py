@@ -203,7 +203,9 @@ def main() -> int:
 def _sweep() -> int:
     """Run what was typed; at the end of a sweep, try again what ran elsewhere and say what came of all cells."""
     packs = [word for word in sys.argv if word.startswith("sweep.pack=")]
-    if _launcher() and packs and packs[-1].partition("=")[2] not in ("auto", "off"):
+    pack = packs[-1].partition("=")[2] if packs else "auto"
+    sweeps.pack_width(pack)
+    if _launcher() and pack not in ("auto", "off"):
         print(f"error: {packs[-1]} packs the cells of one process: leave {_launcher()} out", file=sys.stderr)
         return 2
     try:

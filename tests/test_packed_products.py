@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from baselines import apply_method
 from propulsion.fast import fast_path, find_path, lowrank
 from propulsion.fast.lowrank import add_low_rank_, low_rank_backward
 from propulsion.fast.packed import stack_rows
+from propulsion.fast.path import FastPath, Pass
 from propulsion.fast.rows import Rows, flatten
 from propulsion.harness import packing
 from propulsion.harness.backbones import load_model
@@ -66,7 +69,9 @@ def test_low_rank_products_are_each_run_s_own(together: bool, device: str, token
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("bad", range(5))
-def test_numbers_that_are_not_finite_stay_in_their_run(bad: int, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_not_finite_stay_in_their_run(
+    bad: int, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_once(monkeypatch, together)
     tokens, broken = [4, 2, 6], 1
     given, rows = drawn(tokens), rows_of(tokens)
@@ -131,6 +136,30 @@ def test_an_evaluation_in_a_pack_has_the_logits_of_the_plain_modules(method: str
     assert not torch.allclose(expected[0], expected[1])
 
 
+def test_an_evaluation_takes_no_more_cells_than_gain_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run(number, torch.float32, 0.0) for number in range(3)]
+    ids = torch.full((2, 5), 7)
+    sizes: list[int] = []
+
+    class Counted(packing.Packed):
+        def __init__(self, path: FastPath, passes: Sequence[Pass], learns: bool = True) -> None:
+            sizes.append(len(passes))
+            super().__init__(path, passes, learns)
+
+    def evaluate(run: Run) -> None:
+        packing.join(run.model)
+        run.model.eval()
+        with torch.no_grad():
+            run.model(input_ids=ids)
+
+    monkeypatch.setattr(packing, "Packed", Counted)
+    for most, expected in ((30, [3]), (29, [2, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr(packing, "EVALUATED_AT_ONCE", most)
+        sizes.clear()
+        Pack(3).run([lambda run=run: evaluate(run) for run in runs])  # type: ignore[misc]
+        assert sizes == expected
+
+
 def test_evaluations_and_steps_of_others_do_not_mix() -> None:
     solo, packed = ([Run(number, torch.float64, 0.1) for number in (0, 1, 2)] for _ in range(2))
     for run in solo:
@@ -158,9 +187,9 @@ def test_an_evaluation_under_autocast_is_the_plain_modules() -> None:
     seen: list[int] = []
 
     class Counted(packing.Packed):
-        def __init__(self, *args: object) -> None:
+        def __init__(self, path: FastPath, passes: Sequence[Pass], learns: bool = True) -> None:
             seen.append(1)
-            super().__init__(*args)  # type: ignore[arg-type]
+            super().__init__(path, passes, learns)
 
     def evaluate() -> None:
         packing.join(run.model)

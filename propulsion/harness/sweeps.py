@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import uuid
@@ -15,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from propulsion.harness.errors import UserError
 from propulsion.harness.files import write_text
 
 FOLDER = "PROPULSION_SWEEP"  # in the environment: the folder of the running sweep's notes
@@ -26,6 +28,21 @@ WORDS = {
     **{DONE: "done", SKIPPED: "done before", FAILED: "failed", DIVERGED: "diverged"},
     **{REFUSED: "refused", ELSEWHERE: "running elsewhere", STOPPED: "stopped"},
 }
+
+
+def pack_width(word: str, auto: int = 1) -> int:
+    """How many cells train at once by a value of `sweep.pack`; 1: each alone.
+
+    Raises:
+        UserError: it is neither auto, nor off, nor a number.
+    """
+    if word.lower() == "auto":
+        return auto
+    if word.lower() in ("off", "false"):
+        return 1
+    if not re.fullmatch("[1-9][0-9]{0,3}", word):
+        raise UserError(f"sweep.pack={word}: use auto, off, or how many cells train at once, as in 8")
+    return int(word)
 
 
 @dataclass(frozen=True)
