@@ -252,5 +252,5 @@ def _through_scale(
         scale_(grad, scale, rows)
     if getattr(needs, bias):
         total = sum_tokens(grad, getattr(v, bias), rows)
-        found[bias] = total * scale if in_matrix else total
+        found[bias] = total * scale if in_matrix and scale is not None else total
     return grad, weight * scale.view(-1, 1) if in_matrix and scale is not None else weight
