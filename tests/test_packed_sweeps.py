@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from propulsion.harness import planning, record
+from propulsion.harness import packing, planning
+from propulsion.harness.settings import Settings
 from scripts import plan
 from tests.conftest import ROOT, ComposeCell
-from tests.test_packing import _same, scores
+from tests.test_packing import _same, run_packed, scores
 
 # Kills its own process, as the kernel would, after so many passes of a pack.
 KILLED = """
@@ -52,29 +52,36 @@ def test_the_plan_shows_the_packs_and_why_a_cell_runs_alone(tiny: ComposeCell) -
     assert plan.packs(lines("sweep.pack=3"), []) == ["alone: 6 cells (training.fast_path=off)"]
 
 
-def test_a_pack_that_is_killed_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
-    words = ["-m", "experiment=tiny", "training.fast_path=auto", "sweep.pack=2", "task=rte", "training.max_steps=12"]
-    words += ["method=propulsion,lora", "training.dropout=0.1", "training.checkpoint_seconds=0"]
+def test_a_pack_that_is_killed_goes_on_from_its_checkpoints(
+    tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["training.fast_path=auto", "sweep.pack=2", "task=rte", "training.max_steps=12", "training.dropout=0.1"]
+    words += ["training.checkpoint_seconds=0"]
+    methods = ("propulsion", "lora")
 
-    def sweep(folder: str, kill_after: int) -> int:
-        own = {**os.environ, "KILL_AFTER": str(kill_after), "PYTHONPATH": str(ROOT), record.PARALLEL_CELLS: "1"}
-        command = [sys.executable, "-c", KILLED, *words, f"results_dir={tmp_path / folder}"]
-        return subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, timeout=300, check=False).returncode
+    def cells(folder: str) -> list[Settings]:
+        return [tiny(*words, f"method={method}", f"results_dir={tmp_path / folder}") for method in methods]
 
-    def found(folder: str) -> dict[str, dict[str, Any]]:
-        return {path.stem: json.loads(path.read_text()) for path in (tmp_path / folder / "runs").rglob("*.json")}
+    own = {**os.environ, "KILL_AFTER": "9", "PYTHONPATH": str(ROOT)}
+    typed = ["-m", "experiment=tiny", *words, f"method={','.join(methods)}", f"results_dir={tmp_path / 'killed'}"]
+    command = [sys.executable, "-c", KILLED, *typed]
+    ended = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "killed").glob("runs/*/*/*/*.json"))
+    assert len(list((tmp_path / "killed").glob("checkpoints/*/*/whole.json"))) == 2
+    calm = run_packed(cells("calm"))
+    step, passes = packing.Pack._step, itertools.count()
 
-    assert sweep("killed", 9) == -signal.SIGKILL  # in the second half: an evaluation is behind them
-    assert not found("killed") and len(list((tmp_path / "killed").glob("checkpoints/*/*/whole.json"))) == 2
-    assert sweep("killed", 10) == 0  # which it comes to only if it does not go on from there
-    assert not list((tmp_path / "killed").glob("leases/*"))
-    assert sweep("calm", 0) == 0
-    calm = found("calm")
-    assert len(calm) == 2
-    for key, entry in found("killed").items():
-        _same(scores(calm[key]), scores(entry))
-        assert entry["cost"]["packed_with"] == 2
-    assert found("killed").keys() == calm.keys()
+    def counted(pack: packing.Pack) -> None:
+        next(passes)
+        step(pack)
+
+    monkeypatch.setattr(packing.Pack, "_step", counted)
+    again = run_packed(cells("killed"))
+    assert 0 < next(passes) < 9  # of fourteen, two of them evaluations
+    for one, other in zip(calm, again, strict=True):
+        _same(scores(one), scores(other))
+        assert other["cost"]["packed_with"] == 2
 
 
 @pytest.mark.parametrize("word", ["abc", "0"])

@@ -310,7 +310,11 @@ def test_seeds_methods_and_settings_are_chosen_by_name(tmp_path: Path) -> None:
         (("rte",), {}, ["glue"]),
         (("rte",), {"suite": "superglue"}, ["superglue"]),
         (("rte", "wic"), {"suite": "glue"}, ["glue"]),
-        (("rte",), {"tasks": "rte,copa"}, ["superglue"]),  # named, and not run: its file is filled, or said to be missing
+        (
+            ("rte",),
+            {"tasks": "rte,copa"},
+            ["superglue"],
+        ),  # named, and not run: its file is filled, or said to be missing
         (("rte",), {"tasks": "rte,cola,copa"}, ["glue", "superglue"]),
         (("rte",), {"tasks": "axb"}, ["superglue"]),  # a file of SuperGLUE alone, answered by the RTE run
     ],
