@@ -1,4 +1,7 @@
-"""Scaled dot-product attention over flat rows that keeps nothing but its inputs: scores are computed again."""
+"""Scaled dot-product attention over flat rows that keeps nothing but its inputs: all else is computed again.
+
+On a GPU in half precision by a variable-length kernel (`varlen`), elsewhere by groups of sequences of like length.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from propulsion.fast import varlen
 from propulsion.fast.masks import Masks
 from propulsion.fast.rows import Group, Rows
 from propulsion.fast.workspace import Workspace
@@ -15,15 +19,30 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Attention:
-    """The fixed side of one layer's attention. `site` names its dropout among the model's."""
+    """The fixed side of one layer's attention. `site` names its dropout among the model's; `varlen`: see there."""
 
     heads: int
     scale: float
     dropout: float
     site: int
+    varlen: bool = True
 
     def forward(self, qkv: torch.Tensor, rows: Rows, masks: Masks | None, space: Workspace) -> torch.Tensor:
-        """The mixed values `(tokens, d)` from queries, keys and values `(tokens, 3d)`; float32 inside."""
+        """The mixed values `(tokens, d)` from queries, keys and values `(tokens, 3d)`."""
+        if self.varlen and varlen.trusted(self, qkv, rows, space):
+            return varlen.forward(self, qkv, rows, masks)
+        return self.forward_by_groups(qkv, rows, masks, space)
+
+    def backward(
+        self, grad: torch.Tensor, qkv: torch.Tensor, rows: Rows, masks: Masks | None, space: Workspace
+    ) -> torch.Tensor:
+        """The gradient of `qkv` from that of the mixed values."""
+        if self.varlen and varlen.trusted(self, qkv, rows, space):
+            return varlen.backward(self, grad, qkv, rows, masks)
+        return self.backward_by_groups(grad, qkv, rows, masks, space)
+
+    def forward_by_groups(self, qkv: torch.Tensor, rows: Rows, masks: Masks | None, space: Workspace) -> torch.Tensor:
+        """`forward` by products of groups of sequences, in float32 at least: the reference."""
         mixed = space.take("mixed", (qkv.shape[0], qkv.shape[1] // 3), qkv)
         for group in rows.groups:
             query, key, value = self._split(qkv, group, space)
@@ -36,10 +55,10 @@ class Attention:
             group.scatter(self._join(query, group), mixed)
         return mixed
 
-    def backward(
+    def backward_by_groups(
         self, grad: torch.Tensor, qkv: torch.Tensor, rows: Rows, masks: Masks | None, space: Workspace
     ) -> torch.Tensor:
-        """The gradient of `qkv` from that of the mixed values."""
+        """`backward` by the same products."""
         result = space.take("grad_qkv", qkv.shape, qkv)
         parts = result.chunk(3, dim=1)
         for group in rows.groups:

@@ -55,11 +55,14 @@ class Masks:
         """
         kept = like.new_empty(tuple(shape)) if out is None else out
         if like.device.type != "cpu":
-            seed = int(self._source(site, run).random_raw()) >> 1
-            generator = torch.Generator(like.device).manual_seed(seed)
+            generator = torch.Generator(like.device).manual_seed(self.seed(site, run))
             return kept.copy_(torch.rand(tuple(shape), generator=generator, device=like.device) >= rate)
         decisions = self._decide(rate, prod(shape), site, run)
         return kept.copy_(torch.from_numpy(decisions.view(np.uint8)).view(tuple(shape)))
+
+    def seed(self, site: tuple[int, int], run: int = 0) -> int:
+        """For a device's own generator, which then draws that mask."""
+        return int(self._source(site, run).random_raw()) >> 1
 
     def _source(self, site: tuple[int, int], run: int) -> np.random.SFC64:
         return np.random.SFC64([self.seeds[run], *site])

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import BertModel, RobertaModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from propulsion.fast import varlen
 from propulsion.fast.attention import Attention
 from propulsion.fast.embeddings import Embeddings
 from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors
@@ -119,6 +120,7 @@ class Pass:
 class FastPath:
     """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain.
 
+    `varlen`: may the variable-length kernel be used; `attention`: what attention goes through on a GPU, in words.
     `exchange`, where it is set, computes the pass in the place of `encode`: a pack does, for several runs at once, and
     then passes without gradients as well, but not those under autocast: the plain modules round elsewhere.
     """
@@ -129,6 +131,8 @@ class FastPath:
     plain: int = 0
     reason: str | None = None
     exchange: Callable[[FastPath, Pass], torch.Tensor] | None = None
+    varlen: bool = True
+    attention: str | None = None
     _space: Workspace = field(default_factory=Workspace, repr=False)
     _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
 
@@ -147,10 +151,10 @@ class FastPath:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastPath:
         copied = memo.get(id(self.backbone))
-        return FastPath(self.backbone if copied is None else copied, self.lean)
+        return FastPath(self.backbone if copied is None else copied, self.lean, varlen=self.varlen)
 
     def __reduce__(self) -> Any:
-        return FastPath, (self.backbone, self.lean)
+        return FastPath, (self.backbone, self.lean, 0, 0, None, None, self.varlen)
 
     def read(self) -> list[_Layer]:
         """The layers with the vectors that act now.
@@ -205,9 +209,18 @@ class FastPath:
                 vectors = self._vectors(layers)
             given = Pass(ids, vectors, call, dtype)
             hidden = self.encode(given) if self.exchange is None else self.exchange(self, given)
+        self.attention = self._attention(hidden.device, dtype or layers[0].out.weight.dtype)
         sequence = rows.pad(hidden)
         pooled = self.backbone.pooler(sequence) if self.backbone.pooler is not None else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=sequence, pooler_output=pooled)
+
+    def _attention(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type == "cpu":
+            return None
+        heads = self.backbone.config.num_attention_heads
+        if not self.varlen:
+            return "attention by groups"
+        return varlen.described(device, dtype, heads, self.backbone.config.hidden_size // heads)
 
     def _tables(self) -> list[Read]:
         names = ("word", "token_type", "position")
@@ -271,7 +284,9 @@ class FastPath:
             middle_eps=layer.middle.eps,
             output_eps=layer.output.eps,
             dropout=module.output.dropout.p,
-            attention=Attention(attention.num_attention_heads, attention.scaling, attention.dropout.p, 3 * index + 1),
+            attention=Attention(
+                attention.num_attention_heads, attention.scaling, attention.dropout.p, 3 * index + 1, self.varlen
+            ),
             approximate=read_activation(module.intermediate.intermediate_act_fn),
             site=3 * index + 2,
         )

@@ -141,7 +141,8 @@ def scales(pieces: list[list[tuple[tuple[Factor, ...], int]]]) -> list[torch.Ten
     adapter, the whole model's z go through one power.
 
     Raises:
-        NotFusedError: a factor of degree 1 is exactly 0, where its gradient needs the unscaled output.
+        NotFusedError: a factor of degree 1 is exactly 0, where its gradient needs the unscaled output. To ask that is
+            the one wait for a GPU in a pass; higher degrees have none.
     """
     used = [row for row in pieces if any(factors for factors, _ in row)]
     if not used:

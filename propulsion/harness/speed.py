@@ -57,13 +57,16 @@ def set_up(model: nn.Module, spec: TrainingSpec) -> Speed:
 
 
 def path_taken(model: nn.Module, speed: Speed) -> str | None:
-    """`fused`, `lean`, or `plain: <reason>`, as it was in training; None with the setting off."""
+    """`fused`, `lean`, or `plain: <reason>`, as it was in training; None with the setting off.
+
+    On a GPU with what attention went through: `fused; variable-length attention`.
+    """
     path = find_path(model)
     if path is None:
         return speed.path
     if path.plain:
         return f"plain: {path.reason}" if not path.used else f"fused, {path.plain} passes plain: {path.reason}"
-    return "lean" if path.lean else "fused"
+    return "; ".join(word for word in ("lean" if path.lean else "fused", path.attention) if word)
 
 
 @contextmanager

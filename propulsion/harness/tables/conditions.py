@@ -251,7 +251,8 @@ def _layers(record: Record) -> str:
     path = at(record, "cost.fast_path") or "plain"
     if path.startswith("fused, "):
         return "fused layers, some passes through plain modules"
-    return {"fused": "fused layers", "lean": "lean fused layers"}.get(path, "plain modules")
+    kind = path.partition(";")[0]  # behind it, on a GPU, what attention went through
+    return {"fused": "fused layers", "lean": "lean fused layers"}.get(kind, "plain modules")
 
 
 def _apart(record: Record) -> list[str]:
