@@ -1,6 +1,6 @@
 """Speed and memory of a training step against the peers. `make bench` calls this.
 
-    python -m scripts.bench                        the quick comparison: half an hour on two cores
+    python -m scripts.bench                        the quick comparison: about ten minutes on two cores
     python -m scripts.bench cases=all rounds=15    every shape, every case
     python -m scripts.bench cases=minilm_128 rounds=9 threads=1 out=results/bench
     python -m scripts.bench pack rounds=9          packs of 2, 4 and 8 cells against the same cells one after another
@@ -43,10 +43,8 @@ CASES = {
     "large_sst2": Case("roberta_large", SST2, "RoBERTa-large shape, 16 rows of SST-2's lengths"),
     "large_128": Case("roberta_large", (128,) * 32, "RoBERTa-large shape, 32 rows of 128 tokens"),
 }
-QUICK = (
-    *("minilm_128", "minilm_sst2", "minilm_rte", "deberta_128", "llama_128"),
-    *("base_bytes", "large_bytes", "base_sst2"),
-)
+QUICK = ("minilm_128", "minilm_sst2", "minilm_rte", "base_bytes", "deberta_128", "llama_128")
+ON_CUDA = (*(name for name in CASES if name.endswith("128")), "minilm_sst2", "large_sst2")
 DEFAULTS = {"cases": "quick", "rounds": "9", "threads": "", "out": "results/bench", "data": ""}
 MODES = ("pack", "padding")
 EXIT_BAD_INPUT = 2
@@ -70,7 +68,7 @@ def parse(arguments: list[str]) -> dict[str, str]:
 
 
 def chosen(cases: str) -> list[Case]:
-    """The cases by name; with a GPU, those of 128 tokens on it as well, in bf16.
+    """The cases by name; with a GPU, those of `ON_CUDA` on it as well, in bf16.
 
     Raises:
         UserError: no such case.
@@ -81,7 +79,7 @@ def chosen(cases: str) -> list[Case]:
             raise unknown("case", name, [*CASES, "quick", "all"])
     found = [CASES[name] for name in names]
     if torch.cuda.is_available():
-        found += [replace(CASES[name], device="cuda", precision="bf16") for name in CASES if name.endswith("128")]
+        found += [replace(CASES[name], device="cuda", precision="bf16") for name in ON_CUDA]
     return found
 
 
@@ -102,27 +100,36 @@ def table(results: list[dict[str, Any]], env: dict[str, Any]) -> str:
         "Forward, backward and AdamW on random weights, dropout 0.1, trained head. Entrants take turns; a ratio is the "
         "median over rounds of an entrant's time by the first one's in the same round, with its quartiles. Saved: what "
         "the forward pass keeps for the backward pass, parameters left out. Same products: the fast path with torch's "
-        "own matrix products in the place of oneDNN's, where those are used.",
+        "own matrix products in the place of oneDNN's, where those are used. On CUDA compiled modules and the fast "
+        "path with attention by groups take part too; share is that of the device's peak of bf16 matrix products, by "
+        "the operations counted in a step.",
     ]
     for result in results:
         count = f"{result['rounds']} rounds" if result["rounds"] else "memory alone"
         rounds = f"{count}, {result['device']}, {result['precision']}"
         padding = 1 - result["tokens"] / result["padded_tokens"]
         lines += ["", f"## {result['title']}", "", f"{rounds}; padding {padding:.0%}.", ""]
+        share = "peak_flops" in result
         lines += ["| method | trained | ms | time | quartiles | same products | saved MB | saved | peak MB |"]
         lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+        if share:
+            lines[-2:] = [f"{lines[-2]} share of {result['peak_flops'] / 1e12:,.0f} TFLOP/s |", f"{lines[-1]}---:|"]
         for name, fact in result["entrants"].items():
-            same = f"{fact['torch_products']['ratio']:.2f}" if "torch_products" in fact else ""
-            times = ["", "", ""]
-            if "seconds" in fact:
-                spread = f"{fact['ratio_low']:.2f} to {fact['ratio_high']:.2f}"
-                times = [f"{1e3 * fact['seconds']:,.0f}", f"{fact['ratio']:.2f}", spread]
-            peak = "" if fact["peak_bytes"] is None else f"{fact['peak_bytes'] / 1e6:,.0f}"
-            lines.append(
-                f"| {name} | {fact['trained']:,} | {' | '.join(times)} | {same} | {fact['saved_bytes'] / 1e6:,.1f} | "
-                f"{fact['saved_ratio']:.2f} | {peak} |"
-            )
+            lines.append(f"| {name} | {_row(fact)} |" + (f" {fact.get('peak_share', 0):.1%} |" if share else ""))
     return "\n".join(lines) + "\n"
+
+
+def _row(fact: dict[str, Any]) -> str:
+    if "refused" in fact:
+        return f"{fact['refused']} | | | | | | | "
+    same = f"{fact['torch_products']['ratio']:.2f}" if "torch_products" in fact else ""
+    times = ["", "", ""]
+    if "seconds" in fact:
+        spread = f"{fact['ratio_low']:.2f} to {fact['ratio_high']:.2f}"
+        times = [f"{1e3 * fact['seconds']:,.0f}", f"{fact['ratio']:.2f}", spread]
+    peak = "" if fact["peak_bytes"] is None else f"{fact['peak_bytes'] / 1e6:,.0f}"
+    saved = f"{fact['saved_bytes'] / 1e6:,.1f} | {fact['saved_ratio']:.2f}"
+    return f"{fact['trained']:,} | {' | '.join(times)} | {same} | {saved} | {peak}"
 
 
 def main(arguments: list[str]) -> int:
@@ -150,7 +157,7 @@ def main(arguments: list[str]) -> int:
     results: list[dict[str, Any]] = []
     for case in cases:
         print(f"{case.title}, {case.device} ...", file=sys.stderr, flush=True)
-        results.append(compare(case, entrants(case.shape), backbone, int(options["rounds"])))
+        results.append(compare(case, entrants(case.shape, case.device), backbone, int(options["rounds"])))
         gc.collect()
         text = table(results, env)  # written after every case: what is done stays
         files.write_text(Path(options["out"], "bench.md"), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,49 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     for shape in field.SHAPES.values():
         for name, value in {**SMALL, "vocab_size": 64}.items():
             monkeypatch.setitem(shape, name, value)
+
+
+def test_on_cuda_compiled_modules_and_attention_by_groups_take_part_too() -> None:
+    more = set(field.entrants("roberta_large", "cuda")) - set(field.entrants("roberta_large"))
+    assert more == {"ours, plain path, compiled", "ours, fast, attention by groups"}
+    assert set(field.entrants("llama", "cuda")) - set(field.entrants("llama")) == {"ours, plain path, compiled"}
+    lengths = Case("minilm", (9, 4), "small", "cuda").padded_length, Case("minilm", (9, 4), "small").padded_length
+    assert lengths == (16, 9)
+
+
+def test_the_quick_cases_are_those_of_the_goals() -> None:
+    assert {"minilm_128", "minilm_sst2", "minilm_rte", "base_bytes"} <= set(bench.QUICK) <= set(bench.CASES)
+    assert set(bench.ON_CUDA) <= set(bench.CASES) and "large_128" in bench.ON_CUDA
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_entrant_is_measured_with_its_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    monkeypatch.setattr("propulsion.harness.speedtest.measure.PEAK_SIDE", 256)
+    case = Case("minilm", (9, 4, 1), "small", "cuda", "bf16")
+    facts = compare(case, field.entrants("minilm", "cuda"), field.backbone, rounds=2)
+    for name, entry in facts["entrants"].items():
+        assert ("refused" in entry and "compiled" in name) or 0 < entry["peak_share"] < 1, (name, entry)
+    assert "share of" in bench.table(
+        [facts], {**dict.fromkeys(("device", "torch", "transformers", "peft"), ""), "commit": None, "dirty": False}
+    )
+
+
+def test_an_entrant_that_raises_ends_the_comparison_on_a_cpu_and_is_a_row_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shrink(monkeypatch)
+    monkeypatch.setattr("propulsion.harness.speedtest.measure._give_back", lambda: None)
+
+    def no_compiler(model: Any) -> Any:
+        raise RuntimeError("no compiler\nin this container")
+
+    case = Case("llama", (5, 3), "small")
+    with pytest.raises(RuntimeError, match="no compiler"):
+        compare(case, {"plain formula": field.ENTRANTS["plain formula"], "compiled": no_compiler}, field.backbone, 1)
+    fact = {"refused": "RuntimeError: no compiler"}
+    row = bench._row(fact)
+    assert row.startswith("RuntimeError: no compiler |") and row.count("|") == 7
 
 
 @pytest.mark.parametrize("shape", ["minilm", "deberta", "llama"])

@@ -22,7 +22,6 @@ from tests.test_fast_path import METHODS, NO_DROPOUT, assert_equal, draw, ragged
 from tests.tiny_models import tiny_classifier
 
 HEADS, WIDTH = 2, 8
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +238,6 @@ def test_a_mask_that_was_told_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------- on a GPU
 
 
-@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -265,7 +263,6 @@ def test_the_flash_kernel_equals_the_reference_on_mixed_lengths(width: int, dtyp
     assert varlen._redrawing_error(attention, qkv, rows) <= varlen.TOLERANCES[dtype]
 
 
-@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["propulsion", "ia3", "bitfit"])
 def test_a_fused_minilm_in_bf16_differs_from_the_plain_path_by_rounding_alone(method: str) -> None:
@@ -297,7 +294,6 @@ def test_a_fused_minilm_in_bf16_differs_from_the_plain_path_by_rounding_alone(me
     assert float((fast[True]["loss"] - plain["loss"]).abs()) < 2e-2
 
 
-@gpu
 @pytest.mark.gpu
 def test_the_layout_on_a_gpu_is_that_on_the_host() -> None:
     batch = ragged_batch()
@@ -308,7 +304,6 @@ def test_the_layout_on_a_gpu_is_that_on_the_host() -> None:
     assert_equal(results(propulsion.fast_path(model), on_gpu), plain, 1e-10)
 
 
-@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("lean", [False, True])
 def test_nothing_waits_for_the_gpu_inside_a_fused_step(lean: bool) -> None:

@@ -6,26 +6,34 @@ import gc
 import json
 import re
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import apply_method
-from propulsion.fast import NotFusedError, fast_path
+from propulsion.fast import NotFusedError, fast_path, find_path
 from propulsion.harness import files, memory, record
 from propulsion.harness.backbones import load_model
 from propulsion.harness.devices import device_name
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import BackboneSpec, MethodSpec, Settings
-from propulsion.harness.speedtest.measure import Case, Runner
+from propulsion.harness.speedtest.entrants import by_groups, compiled
+from propulsion.harness.speedtest.measure import Case, Runner, matrix_peak
 
 WARM_UP = 3
 PEAK_NAME, SPEED_NAME = "peak.json", "speed"
+# How a step is computed -> what the table calls it. The peers are measured in ordinary modules alone.
+WAYS = {
+    "plain": "",
+    "compiled": ", compiled",
+    "fused": ", fused layers",
+    "fused-groups": ", fused layers, attention by groups",
+    "lean": ", lean fused layers",
+}
+CHANGES = {"compiled": compiled, "fused-groups": by_groups}
 # Dense bf16 matrix products per second by the makers' data sheets (sparsity left out); others have no such line.
 PUBLISHED = {"H200": 989.5e12, "H100 80GB HBM3": 989.5e12, "A100": 312e12, "L40S": 362e12}
 
@@ -43,27 +51,27 @@ class Grid:
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement: a method on a backbone at a length, through plain or fused layers."""
+    """One measurement: a method on a backbone at a length, computed in one of `WAYS`."""
 
     backbone: BackboneSpec
     method: MethodSpec
     settings: Settings
     length: int
-    fused: bool
+    way: str = "plain"
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.backbone.name}-{self.method.name}{'-fused' if self.fused else ''}-{self.length}"
+        way = "" if self.way == "plain" else f"-{self.way}"
+        return f"{self.backbone.name}-{self.method.name}{way}-{self.length}"
 
 
 def steps(grid: Grid) -> Iterator[Step]:
-    """All measurements in order; Propulsion through fused layers as well, where a family has them."""
+    """All measurements in order; Propulsion in every way, refused where a family or a device does not have it."""
     for settings in grid.cells:
         for length in grid.lengths:
-            yield Step(settings.backbone, settings.method, settings, length, fused=False)
-            if settings.method.name == "propulsion":
-                yield Step(settings.backbone, settings.method, settings, length, fused=True)
+            for way in WAYS if settings.method.name == "propulsion" else ("plain",):
+                yield Step(settings.backbone, settings.method, settings, length, way)
 
 
 def place(out: str, device: str) -> Path:
@@ -87,26 +95,12 @@ def measure_all(grid: Grid, folder: Path, device: str) -> Iterator[tuple[str, bo
         yield step.name, new
 
 
-def matrix_peak(side: int, device: str, tries: int = 10) -> float:
-    """Operations per second of the best of some products of square bf16 matrices: 2 side^3 each."""
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(tries):
-        _wait(device)
-        started = time.perf_counter()
-        for _ in range(4):
-            a @ b
-        _wait(device)
-        seconds.append((time.perf_counter() - started) / 4)
-    return 2 * side**3 / min(seconds)
-
-
 def measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
     """Time, throughput, operations and memory of a training step; why not, where there is none."""
     facts: dict[str, Any] = {
         "backbone": step.backbone.name,
         "method": step.method.name,
-        "fused": step.fused,
+        "way": step.way,
         "length": step.length,
         "batch": grid.batch,
         "weights": f"random, {step.backbone.dtype}",
@@ -124,12 +118,16 @@ def measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
 
 
 def _measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
+    if device == "cpu" and step.way in ("compiled", "fused-groups"):
+        raise UserError("measured on CUDA alone")
     torch.manual_seed(0)
     with torch.device(device):
         model, _ = load_model(step.backbone, step.settings.task, pad_token_id=1)
     tuned: Any = apply_method(model, step.method, step.backbone)
-    if step.fused:
-        fast_path(tuned)
+    if step.way in ("fused", "fused-groups", "lean"):
+        fast_path(tuned, lean=step.way == "lean")
+    if step.way in CHANGES:
+        CHANGES[step.way](tuned)
     case = Case(step.backbone.name, (step.length,) * grid.batch, step.name, device, "bf16")
     runner = Runner(tuned, case.batch(step.backbone.architecture["vocab_size"], 1), case)
     for _ in range(WARM_UP):
@@ -137,8 +135,7 @@ def _measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
     peak = runner.peak_bytes()
     seconds = [runner.step() for _ in range(grid.rounds)]
     median, quartiles = statistics.median(seconds), statistics.quantiles(seconds, n=4)
-    with FlopCounterMode(display=False) as counter:
-        runner.step()
+    path = find_path(tuned)
     tokens = step.length * grid.batch
     return {
         "trained": runner.trained,
@@ -148,8 +145,9 @@ def _measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
         "seconds_low": quartiles[0],
         "seconds_high": quartiles[2],
         "tokens_per_second": tokens / median,
-        "flops": counter.get_total_flops(),
+        "flops": runner.flops(),
         "peak_bytes": peak,
+        "attention": None if path is None else path.attention,
     }
 
 
@@ -169,8 +167,9 @@ def table(folder: Path) -> str:
         "| backbone | length × rows | method | trained | ms | quartiles | tokens/s | share of the peak | memory GB |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for fact in sorted(facts, key=lambda f: (f["backbone"], f["length"], f["method"], f["fused"])):
-        name = f"{fact['method']}{', fused layers' if fact['fused'] else ''}"
+    ways = list(WAYS)
+    for fact in sorted(facts, key=lambda f: (f["backbone"], f["length"], f["method"], ways.index(_way(f)))):
+        name = fact["method"] + WAYS[_way(fact)]
         start = f"| {fact['backbone']} | {fact['length']} × {fact['batch']} | {name} |"
         if fact["status"] != "success":
             lines.append(f"{start} {fact['status']}: {fact['reason']} | | | | | |")
@@ -186,13 +185,13 @@ def table(folder: Path) -> str:
     return "\n".join([*lines, "", f"Measured with {'; '.join(versions)}."]) + "\n"
 
 
+def _way(fact: dict[str, Any]) -> str:
+    """Of `WAYS`; older measurements have two alone."""
+    return str(fact.get("way") or ("fused" if fact["fused"] else "plain"))
+
+
 def _write(path: Path, facts: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(facts, indent=1) + "\n")
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _free(device: str) -> None:

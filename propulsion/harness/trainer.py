@@ -16,6 +16,7 @@ from transformers import Trainer
 from baselines import Partition
 from propulsion.fast import find_path
 from propulsion.harness import checkpoints, packing, ranks
+from propulsion.harness.batches import take_host_mask
 from propulsion.harness.meter import Meter
 from propulsion.harness.optimizing import parameter_groups
 from propulsion.harness.sampler import EpochSampler
@@ -116,6 +117,11 @@ class CellTrainer(Trainer):
                 reason = str(problem).strip().splitlines()[0]
                 print(f"no checkpoint could be saved ({reason}); training goes on without it", file=sys.stderr)
             self._said = True
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        take_host_mask(prepared)
+        return prepared
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         mask, path = inputs["attention_mask"], find_path(model)

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    DataCollatorWithPadding,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -23,6 +22,7 @@ from transformers import (
 from baselines import Partition
 from baselines.hooks import Budget, resumable
 from propulsion.harness import checkpoints, ranks, stops
+from propulsion.harness.batches import Collator
 from propulsion.harness.devices import resolve_precision
 from propulsion.harness.encode import EvaluationRows
 from propulsion.harness.errors import UserError
@@ -82,9 +82,7 @@ def train(
             args=_arguments(settings, len(train_rows), precision, folder),
             train_dataset=train_rows,
             eval_dataset=evaluation.rows,
-            data_collator=DataCollatorWithPadding(
-                tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
-            ),
+            data_collator=Collator(tokenizer),
             compute_metrics=Scorer(settings.task, evaluation),
             callbacks=[Meter(), watch, Budget(), ScaleWatch(settings.cell), *callbacks],
         )

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 
 from propulsion import PropulsionConfig, fast_path
+from propulsion.fast import find_path
 from propulsion.harness.backbones import MeanPoolingBert
 
 DEGREE = 15
@@ -163,6 +164,29 @@ SCALED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def entrants(shape: str) -> dict[str, Callable[[Any], Any]]:
+def compiled(model: Any) -> Any:
+    """The model with its forward compiled, one graph a shape."""
+    model.compile(dynamic=False)
+    return model
+
+
+def by_groups(model: Any) -> Any:
+    """A model on the fast path, without the kernel for sequences of any length."""
+    path = find_path(model)
+    assert path is not None
+    path.varlen = False
+    return model
+
+
+# On a CPU nobody waits for the compiler, and there is no other attention.
+ON_CUDA: dict[str, Callable[[Any], Any]] = {"ours, plain path, compiled": lambda model: compiled(_ours(model))}
+FUSED_ON_CUDA: dict[str, Callable[[Any], Any]] = {
+    "ours, fast, attention by groups": lambda model: by_groups(fast_path(_ours(model)))
+}
+
+
+def entrants(shape: str, device: str = "cpu") -> dict[str, Callable[[Any], Any]]:
     """Who takes part on a shape."""
-    return ENTRANTS if SHAPES[shape]["model_type"] in FUSED else SCALED
+    fused = SHAPES[shape]["model_type"] in FUSED
+    found = ENTRANTS if fused else SCALED
+    return found if device == "cpu" else {**found, **ON_CUDA, **(FUSED_ON_CUDA if fused else {})}
