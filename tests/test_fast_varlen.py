@@ -17,7 +17,11 @@ from propulsion.fast.masks import Masks
 from propulsion.fast.packed import stack_rows
 from propulsion.fast.rows import Rows, Span, flatten
 from propulsion.fast.workspace import Workspace
+from propulsion.harness import batches, training
+from propulsion.harness.cell import run_cell
+from propulsion.harness.meter import Meter
 from propulsion.harness.speed import Speed, path_taken
+from tests.conftest import ComposeCell
 from tests.test_fast_path import METHODS, NO_DROPOUT, assert_equal, draw, ragged_batch, results
 from tests.tiny_models import tiny_classifier
 
@@ -235,7 +239,54 @@ def test_a_mask_that_was_told_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
     assert again is not None and again.tokens == 4
 
 
+class OnGpu(batches.Collator):
+    """The collator as it is where there is a GPU."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.on_gpu = True
+
+
+def test_a_run_s_batches_bring_their_masks_on_the_host_and_no_model_sees_them(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    tell = rows_module.tell
+    monkeypatch.setattr(rows_module, "tell", lambda mask, host: told.append(mask.equal(host)) or tell(mask, host))
+    monkeypatch.setattr(training, "Collator", OnGpu)
+    entry, _ = run_cell(tiny("task=rte", "method=propulsion", "training.fast_path=on", "training.max_steps=3"))
+    assert entry["status"] == "success" and entry["cost"]["fast_path"] == "fused"
+    assert len(told) > 3 and all(told)  # evaluation's too
+
+
 # ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_inside_a_step_of_a_run(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start of a step to its end, gradient clipping and AdamW in it; log lines lie between steps."""
+    watched = []
+
+    def begin(meter: Meter, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= 3:
+            watched.append(state.global_step)
+            torch.cuda.set_sync_debug_mode("error")
+
+    end = Meter.on_step_end
+
+    def finish(meter: Meter, *args: Any, **kwargs: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        end(meter, *args, **kwargs)
+
+    monkeypatch.setattr(Meter, "on_step_begin", begin)
+    monkeypatch.setattr(Meter, "on_step_end", finish)
+    try:
+        words = ("training.fast_path=on", "training.precision=bf16", "training.max_steps=6")
+        entry, _ = run_cell(tiny("task=rte", "method=propulsion", *words))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert entry["status"] == "success", entry["error"]
+    assert watched == [3, 4, 5]
 
 
 @pytest.mark.gpu

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from propulsion.fast import products, rows
-from propulsion.harness.batches import BUCKET
 from propulsion.harness.devices import PeakMemory
 
 RATE = 1e-3
+BUCKET = 8  # of lengths where modules are compiled for every shape
 PEAK_SIDE = 8192  # of the square matrices that a GPU's peak is measured with
 
 
@@ -35,7 +35,7 @@ class Case:
     timed: bool = True
 
     def batch(self, vocabulary: int, pad: int) -> dict[str, torch.Tensor]:
-        """Random ids, padded on the right to the longest row, on a GPU to a multiple of 8 as in training."""
+        """Random ids, padded on the right to the longest row, on a GPU to a multiple of `BUCKET`."""
         generator = torch.Generator().manual_seed(0)
         lengths = torch.tensor(self.lengths).view(-1, 1)
         mask = (torch.arange(self.padded_length) < lengths).long()
