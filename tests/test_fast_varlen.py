@@ -239,6 +239,16 @@ def test_a_mask_that_was_told_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
     assert again is not None and again.tokens == 4
 
 
+def test_the_operators_of_this_torch_take_the_calls_and_give_the_shapes() -> None:
+    """Without a GPU the kernels' own registration for shapes alone is what there is to ask."""
+    rows = layout(9, 4, 9, 1, runs=2)
+    attention, masks, qkv = Attention(HEADS, 0.4, 0.1, 1), Masks((5, 6)), given(rows).to("meta")
+    mixed = varlen.forward(attention, qkv, rows, masks)
+    assert (mixed.shape, mixed.dtype) == ((rows.tokens, HEADS * WIDTH), torch.bfloat16)
+    grad = varlen.backward(attention, mixed, qkv, rows, masks)
+    assert (grad.shape, grad.dtype) == (qkv.shape, torch.bfloat16)
+
+
 class OnGpu(batches.Collator):
     """The collator as it is where there is a GPU."""
 

@@ -184,9 +184,9 @@ def _compare(attention: Attention, qkv: torch.Tensor, rows: Rows, space: Workspa
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         return f"raises {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     most = TOLERANCES[qkv.dtype]
-    error = max(_error(*pair, parts) for *pair, parts in zip(found, expected, (1, 3), strict=True))
-    if not error <= most:
-        return f"differs from the reference by {error:.1e} of it, more than {most:.0e}"
+    apart = max(_error(mine, its, parts) for mine, its, parts in zip(found, expected, (1, 3), strict=True))
+    if not apart <= most:
+        return f"differs from the reference by {apart:.1e} of it, more than {most:.0e}"
     if not drift <= most:
         return "draws other dropout in the backward pass than in the forward pass"
     return None
