@@ -185,6 +185,26 @@ def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.Monkey
     assert pack.together == 3
 
 
+def test_jobs_that_end_at_once_leave_their_seats_to_those_behind_them() -> None:
+    """As cells that are refused or run elsewhere do: never at the encoder, with nobody else there."""
+    ended: list[int] = []
+    run = Run(0, torch.float32, 0.0)
+    Pack(2).run([*(lambda n=n: ended.append(n) for n in range(5)), run.train])  # type: ignore[misc]
+    assert ended == [0, 1, 2, 3, 4]
+    assert find_path(run.model).used == FEW  # type: ignore[union-attr]
+
+
+def test_what_a_job_raises_before_it_comes_to_the_encoder_is_raised() -> None:
+    ended: list[int] = []
+
+    def fails() -> None:
+        raise RuntimeError("at the start")
+
+    with pytest.raises(RuntimeError, match="at the start"):
+        Pack(2).run([fails, lambda: ended.append(1), lambda: ended.append(2)])
+    assert ended == [1, 2]
+
+
 # ---- turns ----
 
 

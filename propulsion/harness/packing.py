@@ -150,13 +150,19 @@ class Pack:
                 member = Member(queue.popleft(), self.shelf)
                 self.seated.append(member)
                 self._resume(member)
+                failures += self._leave()  # one that never comes to the encoder: refused, failed, running elsewhere
             if not self.waiting:
                 break
             self._step()
-            failures += [member.failure for member in self.seated if member.failure is not None]
-            self.seated = [member for member in self.seated if not member.over]
+            failures += self._leave()
         for failure in failures:
             raise failure
+
+    def _leave(self) -> list[BaseException]:
+        """Free the seats of those that are over; what they raised."""
+        over = [member for member in self.seated if member.over]
+        self.seated = [member for member in self.seated if not member.over]
+        return [member.failure for member in over if member.failure is not None]
 
     def _step(self) -> None:
         """One pass, forward and backward, for those that have waited longest and can go together."""
