@@ -28,7 +28,7 @@ from propulsion.fast.packed import Grads, Packed, tensors
 from propulsion.fast.path import FastPath, Pass
 from propulsion.harness import memory, ranks, speed, stops, sweeps
 from propulsion.harness.backbones import build_empty
-from propulsion.harness.devices import resolve_precision
+from propulsion.harness.devices import resolve_precision, tf32
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
 from propulsion.harness.turns import Turn, current
@@ -139,7 +139,8 @@ class Pack:
         """
         threads = torch.get_num_threads()
         try:
-            self._run(deque(jobs))
+            with tf32(False):  # a cell puts it back at its end, which the others must not see
+                self._run(deque(jobs))
         finally:
             torch.set_num_threads(threads)  # a cell's own number is that of every thread to come
 
