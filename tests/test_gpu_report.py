@@ -65,6 +65,7 @@ def test_every_measurement_is_made_once_and_goes_on_after_a_stop(
     monkeypatch.setattr(gpu_report, "measure", stopped)
     assert main(words) == 130
     (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith("-tiny")  # a try beside a real report leaves it alone
     assert sorted(path.stem for path in (folder / "speed").glob("*.json")) == sorted(done)
     monkeypatch.undo()
     capsys.readouterr()
