@@ -14,9 +14,9 @@ import torch
 from accelerate.commands import launch as launcher
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from propulsion.harness import launched, ranks, sharding
+from propulsion.harness import cell, launched, ranks, sharding
 from propulsion.harness.cell import run_cell
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import CellStopped, UserError
 from propulsion.harness.launched import Launch, read
 from scripts import run as script
 from tests.conftest import ROOT, ComposeCell
@@ -196,3 +196,23 @@ def test_blocks_that_are_not_there_are_refused(told: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(sharding, "init_device_mesh", lambda *_: None)
     with pytest.raises(UserError, match="LlamaForSequenceClassification has none of these"):
         sharding.shard(tiny_classifier("llama"), ["score"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_several_that_fails_says_why(
+    rank: int, tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one's record cannot know of another's, and torchrun prints no more than the exit code."""
+
+    def fails(*_: Any) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")  # from here on: nobody is there to meet
+        monkeypatch.setenv("RANK", str(rank))
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(cell, "_run_smaller", fails)
+    settings = tiny("task=rte", "method=head")
+    with pytest.raises(CellStopped):
+        run_cell(settings)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{settings.cell}: process {rank} of 2 failed (RuntimeError: out of luck; test_launched.py:")
+    assert len(list(Path(settings.results_dir).glob("runs/*/*/*/*.json"))) == (rank == 0)
