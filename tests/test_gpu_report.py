@@ -89,6 +89,19 @@ def test_every_measurement_is_made_once_and_goes_on_after_a_stop(
     assert text.count("| roberta_large | 8 × 2 |") == 9 and "LLaMA" not in text.splitlines()[0]
 
 
+def test_a_machine_without_a_compiler_goes_on_with_the_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler found\nand more")
+
+    monkeypatch.setattr(gpu_report, "_measure", fails)
+    found = grid(parse(["shape=tiny", "device=cpu", "rounds=2"]))
+    ways = {step.way: step for step in gpu_report.steps(found)}
+    fact = gpu_report.measure(ways["compiled"], found, "cpu")
+    assert (fact["status"], fact["reason"]) == ("refused", "RuntimeError: no compiler found")
+    with pytest.raises(RuntimeError, match="no compiler found"):
+        gpu_report.measure(ways["fused"], found, "cpu")
+
+
 def test_operations_of_a_step_are_counted_as_by_hand() -> None:
     """Two operations a weight and token: forward and input gradient of frozen linears, the weight's too of the head."""
     found = grid(parse(["shape=tiny", "device=cpu", "rounds=2"]))
