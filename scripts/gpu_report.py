@@ -6,7 +6,8 @@
     python -m scripts.gpu_report shape=tiny device=cpu        the same script end to end at toy size, for a test
 
 Written: `<out>/<device>/speed/*.json`, one for each measurement, `speed.md`, and the records, tables and page of the
-scores in `<out>/<device>/minilm`. A measurement that is there is not made again.
+scores in `<out>/<device>/minilm`; of shape=tiny in `<out>/<device>-tiny`. A measurement that is there is not made
+again.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def run(options: dict[str, str]) -> int:
     out = Path(options["out"]).resolve()
     record.check_writable(str(out))
     folder = gpu_report.place(str(out), options["device"])
+    if options["shape"] == "tiny":  # its peak and its rows must not stand in a real report
+        folder = folder.with_name(f"{folder.name}-tiny")
     if options["part"] in ("all", "speed"):
         for name, new in gpu_report.measure_all(grid(options), folder, options["device"]):
             print(f"{name}: {'measured' if new else 'there already'}", flush=True)

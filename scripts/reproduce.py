@@ -25,7 +25,7 @@ from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY, check_writable
 from propulsion.harness.sources import open_source
-from propulsion.harness.sweeps import TABLES_FOLLOW
+from propulsion.harness.sweeps import TABLES_FOLLOW, pack_width
 from propulsion.harness.tracking import log_tables
 from scripts.tables import print_tables
 
@@ -152,7 +152,7 @@ def sweep_command(request: Request, profile: str) -> list[str]:
 def _packs(request: Request) -> bool:
     """Whether packs were asked for, which train in one process."""
     words = [word.partition("=")[2] for word in request.overrides if word.startswith("sweep.pack=")]
-    return bool(words) and words[-1] not in ("auto", "off")
+    return bool(words) and pack_width(words[-1]) > 1
 
 
 def results_dir(request: Request, profile: str) -> str:

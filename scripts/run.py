@@ -171,10 +171,12 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors over here instead of printing them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers of a sweep fork
     try:
+        ranks.check()
         configs.check(sys.argv[1:])
         return _sweep()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.speaks():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except CellStopped as stopped:
         return stopped.code
@@ -204,10 +206,10 @@ def _sweep() -> int:
     """Run what was typed; at the end of a sweep, try again what ran elsewhere and say what came of all cells."""
     packs = [word for word in sys.argv if word.startswith("sweep.pack=")]
     pack = packs[-1].partition("=")[2] if packs else "auto"
-    sweeps.pack_width(pack)
-    if _launcher() and pack not in ("auto", "off"):
-        print(f"error: {packs[-1]} packs the cells of one process: leave {_launcher()} out", file=sys.stderr)
-        return 2
+    if sweeps.pack_width(pack) > 1 and _launcher():
+        raise UserError(f"{packs[-1]} packs the cells of one process: leave {_launcher()} out")
+    if ranks.size() > 1 and _launcher():  # its workers would take each other for processes of their own cells
+        raise UserError(f"{_launcher()} starts processes for other cells: leave it out beside torchrun or accelerate")
     try:
         with stops.sweep_of_workers(LOCAL_WORKERS in sys.argv):
             run()

@@ -65,6 +65,7 @@ def test_every_measurement_is_made_once_and_goes_on_after_a_stop(
     monkeypatch.setattr(gpu_report, "measure", stopped)
     assert main(words) == 130
     (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith("-tiny")  # a try beside a real report leaves it alone
     assert sorted(path.stem for path in (folder / "speed").glob("*.json")) == sorted(done)
     monkeypatch.undo()
     capsys.readouterr()
@@ -86,6 +87,19 @@ def test_every_measurement_is_made_once_and_goes_on_after_a_stop(
             assert 0 < fact["seconds_low"] <= fact["seconds"] <= fact["seconds_high"]
     text = (folder / "speed.md").read_text()
     assert text.count("| roberta_large | 8 × 2 |") == 9 and "LLaMA" not in text.splitlines()[0]
+
+
+def test_a_machine_without_a_compiler_goes_on_with_the_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler found\nand more")
+
+    monkeypatch.setattr(gpu_report, "_measure", fails)
+    found = grid(parse(["shape=tiny", "device=cpu", "rounds=2"]))
+    ways = {step.way: step for step in gpu_report.steps(found)}
+    fact = gpu_report.measure(ways["compiled"], found, "cpu")
+    assert (fact["status"], fact["reason"]) == ("refused", "RuntimeError: no compiler found")
+    with pytest.raises(RuntimeError, match="no compiler found"):
+        gpu_report.measure(ways["fused"], found, "cpu")
 
 
 def test_operations_of_a_step_are_counted_as_by_hand() -> None:

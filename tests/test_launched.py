@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from accelerate.commands import launch as launcher
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from propulsion.harness import launched, ranks, sharding
+from propulsion.harness import cell, launched, ranks, sharding
 from propulsion.harness.cell import run_cell
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import CellStopped, UserError
 from propulsion.harness.launched import Launch, read
+from scripts import run as script
 from tests.conftest import ROOT, ComposeCell
 from tests.test_ddp import MULTI_GPU
 
@@ -79,7 +81,7 @@ def test_without_fsdp_it_is_ddp_and_without_accelerate_nothing(tmp_path: Path) -
     [
         (fsdp("fsdp_offload_params: true"), (), "fsdp_offload_params=true: leave it out"),
         (fsdp("fsdp_activation_checkpointing: true"), (), "use training.gradient_checkpointing=true"),
-        (fsdp("fsdp_sharding_strategy: HYBRID_SHARD"), (), "fsdp_reshard_after_forward=hybrid_shard: use true"),
+        (fsdp("fsdp_sharding_strategy: HYBRID_SHARD"), (), "fsdp_sharding_strategy=hybrid_shard: use true"),
         (fsdp("fsdp_auto_wrap_policy: SIZE_BASED_WRAP"), (), "fsdp_auto_wrap_policy=SIZE_BASED_WRAP: use"),
         (MULTI_GPU, ("--dynamo_backend", "inductor"), "leave dynamo_backend out"),
         (
@@ -104,6 +106,42 @@ def test_other_engines_are_refused_before_accelerate_starts_them(
     told(None)
     with pytest.raises(UserError, match=f"asks for {title}: use distributed_type MULTI_GPU or FSDP"):
         ranks.join()
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (), "accelerate's configuration asks for DeepSpeed: "),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, (), "WORLD_SIZE=2 is set and LOCAL_RANK, MASTER_ADDR, MASTER_PORT not: "),
+        (
+            {"WORLD_SIZE": "2", **dict.fromkeys(ranks.TOGETHER, "0")},
+            ("-m", "seed=0,1", "hydra/launcher=joblib"),
+            "hydra/launcher=joblib starts processes for other cells: leave it out beside torchrun",
+        ),
+    ],
+)
+def test_a_run_that_was_started_wrongly_ends_with_one_line(
+    own: dict[str, str],
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    told: Any,
+) -> None:
+    """Before processes look for each other, and from the first of a machine alone."""
+    told(None)
+    for name in ("WORLD_SIZE", *ranks.TOGETHER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["scripts.run", "experiment=tiny", *words])
+    monkeypatch.setenv(script.MAIN_PROCESS, "")
+    assert script.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert script.main() == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture
@@ -158,3 +196,23 @@ def test_blocks_that_are_not_there_are_refused(told: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(sharding, "init_device_mesh", lambda *_: None)
     with pytest.raises(UserError, match="LlamaForSequenceClassification has none of these"):
         sharding.shard(tiny_classifier("llama"), ["score"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_several_that_fails_says_why(
+    rank: int, tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one's record cannot know of another's, and torchrun prints no more than the exit code."""
+
+    def fails(*_: Any) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")  # from here on: nobody is there to meet
+        monkeypatch.setenv("RANK", str(rank))
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(cell, "_run_smaller", fails)
+    settings = tiny("task=rte", "method=head")
+    with pytest.raises(CellStopped):
+        run_cell(settings)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{settings.cell}: process {rank} of 2 failed (RuntimeError: out of luck; test_launched.py:")
+    assert len(list(Path(settings.results_dir).glob("runs/*/*/*/*.json"))) == (rank == 0)

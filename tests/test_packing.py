@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from baselines import apply_method
 from propulsion.fast import fast_path, find_path
 from propulsion.harness import cell as cell_module
-from propulsion.harness import packing, record, stops, sweeps
+from propulsion.harness import packing, record, stops, sweeps, turns
 from propulsion.harness.backbones import load_model
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
@@ -185,6 +186,26 @@ def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.Monkey
     assert pack.together == 3
 
 
+def test_jobs_that_end_at_once_leave_their_seats_to_those_behind_them() -> None:
+    """As cells that are refused or run elsewhere do: never at the encoder, with nobody else there."""
+    ended: list[int] = []
+    run = Run(0, torch.float32, 0.0)
+    Pack(2).run([*(lambda n=n: ended.append(n) for n in range(5)), run.train])  # type: ignore[misc]
+    assert ended == [0, 1, 2, 3, 4]
+    assert find_path(run.model).used == FEW  # type: ignore[union-attr]
+
+
+def test_what_a_job_raises_before_it_comes_to_the_encoder_is_raised() -> None:
+    ended: list[int] = []
+
+    def fails() -> None:
+        raise RuntimeError("at the start")
+
+    with pytest.raises(RuntimeError, match="at the start"):
+        Pack(2).run([fails, lambda: ended.append(1), lambda: ended.append(2)])
+    assert ended == [1, 2]
+
+
 # ---- turns ----
 
 
@@ -214,22 +235,24 @@ def test_turns_hide_what_others_do_to_the_process() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_cells_clock_stands_still_in_the_turns_of_others() -> None:
+def test_a_cells_clock_stands_still_in_the_turns_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def wait() -> None:
         started = clock()
+        now[0] += 2
         packing.current().ask("next")  # type: ignore[union-attr]
+        now[0] += 1
         seen.append(clock() - started)
 
     turn = Turn(wait)
     turn.resume()
-    before = clock()
-    while clock() - before < 0.2:
-        pass
+    now[0] += 1000  # of others
     turn.seconds += 5  # done on its behalf
     turn.resume()
-    assert 5 <= seen[0] < 5.15
+    assert seen == [2 + 5 + 1] and turn.seconds == 8
 
 
 # ---- cells ----
@@ -439,6 +462,14 @@ def test_a_packed_sweep_has_a_line_and_a_record_for_every_cell(
     monkeypatch.setattr(cell_module, "train", train)
     assert command(*words, "method=full,propulsion,lora,ia3,bitfit") == 0
     assert "sweep of 5 cells: 1 done, 4 done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["off", "false", "1", "auto"])
+def test_what_packs_nothing_goes_with_a_launcher(
+    word: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "run", lambda: None)
+    assert command("-m", "experiment=tiny", "hydra/launcher=joblib", f"sweep.pack={word}", "task=rte,cola") == 0
 
 
 def test_packs_and_a_launcher_are_refused_together(

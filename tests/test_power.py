@@ -159,6 +159,16 @@ def test_the_range_is_that_of_every_power_in_the_model() -> None:
     assert scale_range(tiny_classifier("bert")) is None
 
 
+def test_the_range_of_several_vectors_is_that_of_what_they_pool_to() -> None:
+    config = PropulsionConfig(degree=3, num_vectors=2, pooling="avg", task_type="SEQ_CLS")
+    model = get_peft_model(tiny_classifier("llama"), config)
+    layer = next(m for m in model.modules() if isinstance(m, Linear))
+    with torch.no_grad():
+        layer.propulsion_z["default"][:, 0] = torch.tensor([0.0, 2.0])
+        layer.propulsion_z["default"][:, 1] = torch.tensor([1.0, 3.0])
+    assert scale_range(model) == (1.0, 8.0)
+
+
 def test_a_run_whose_scales_run_away_says_so_once_and_in_its_record(
     tiny: ComposeCell, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,9 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
             shutil.rmtree(checkpoints, ignore_errors=True)
     tracker.finish(entry)
     if ranks.size() > 1 and entry["status"] == record.FAILED:
+        known, reason = entry["error"], " ".join(entry["error"]["message"].split())[:200]
+        place = f"process {ranks.rank()} of {ranks.size()}"  # each for itself: the first has no word of another's
+        print(f"{settings.cell}: {place} failed ({known['type']}: {reason}; {known['where']})", file=sys.stderr)
         raise CellStopped(1)  # the other processes may wait in a step that this one never reaches
     if late is not None:
         late.leave()

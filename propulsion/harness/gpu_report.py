@@ -114,6 +114,11 @@ def measure(step: Step, grid: Grid, device: str) -> dict[str, Any]:
         return {**facts, "status": "refused", "reason": str(error)}
     except memory.TooLarge as error:
         return {**facts, "status": "out of memory", "reason": error.reason}
+    except Exception as error:  # whatever a compiler raises, as for want of one on this machine
+        if step.way != "compiled":
+            raise
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return {**facts, "status": "refused", "reason": reason}
     return {**facts, "status": "success", **found}
 
 

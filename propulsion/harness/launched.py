@@ -90,15 +90,13 @@ def _reshards(variables: MutableMapping[str, str]) -> bool:
     ):
         if variables.get(name, "").lower() in ON:
             raise UserError(f"accelerate's {key}=true: {mend}")
-    words = [variables.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()]
+    words = {"fsdp_reshard_after_forward": variables.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()}
     if variables.get("FSDP_VERSION", "1") == "1":  # the older key, read by FSDP1 alone
-        words.append(variables.get("FSDP_SHARDING_STRATEGY", "full_shard").lower())
-    unknown = [word for word in words if word not in RESHARDS]
-    if unknown:
-        raise UserError(
-            f"accelerate's fsdp_reshard_after_forward={unknown[0]}: use true (FULL_SHARD) or false (SHARD_GRAD_OP)"
-        )
-    return all(RESHARDS[word] for word in words)
+        words["fsdp_sharding_strategy"] = variables.get("FSDP_SHARDING_STRATEGY", "full_shard").lower()
+    for key, word in words.items():
+        if word not in RESHARDS:
+            raise UserError(f"accelerate's {key}={word}: use true (FULL_SHARD) or false (SHARD_GRAD_OP)")
+    return all(RESHARDS[word] for word in words.values())
 
 
 def _blocks(variables: MutableMapping[str, str]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from propulsion.fast.packed import Grads, Packed, tensors
 from propulsion.fast.path import FastPath, Pass
 from propulsion.harness import memory, ranks, speed, stops, sweeps
 from propulsion.harness.backbones import build_empty
-from propulsion.harness.devices import resolve_precision
+from propulsion.harness.devices import resolve_precision, tf32
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
 from propulsion.harness.turns import Turn, current
@@ -139,7 +139,8 @@ class Pack:
         """
         threads = torch.get_num_threads()
         try:
-            self._run(deque(jobs))
+            with tf32(False):  # a cell puts it back at its end, which the others must not see
+                self._run(deque(jobs))
         finally:
             torch.set_num_threads(threads)  # a cell's own number is that of every thread to come
 
@@ -150,13 +151,19 @@ class Pack:
                 member = Member(queue.popleft(), self.shelf)
                 self.seated.append(member)
                 self._resume(member)
+                failures += self._leave()  # one that never comes to the encoder: refused, failed, running elsewhere
             if not self.waiting:
                 break
             self._step()
-            failures += [member.failure for member in self.seated if member.failure is not None]
-            self.seated = [member for member in self.seated if not member.over]
+            failures += self._leave()
         for failure in failures:
             raise failure
+
+    def _leave(self) -> list[BaseException]:
+        """Free the seats of those that are over; what they raised."""
+        over = [member for member in self.seated if member.over]
+        self.seated = [member for member in self.seated if not member.over]
+        return [member.failure for member in over if member.failure is not None]
 
     def _step(self) -> None:
         """One pass, forward and backward, for those that have waited longest and can go together."""

@@ -6,9 +6,28 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from propulsion.harness.errors import UserError
 from propulsion.harness.launched import launch
 
 Value = TypeVar("Value")
+
+
+TOGETHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set beside WORLD_SIZE by whatever starts processes
+
+
+def check() -> None:
+    """Refuse an environment in which the processes of a run cannot find each other, and what `launch` refuses.
+
+    Raises:
+        UserError: WORLD_SIZE alone is set, as some clusters do for a container, or accelerate asks for too much.
+    """
+    launch()  # what accelerate was told is taken out of the environment
+    missing = [name for name in TOGETHER if name not in os.environ]
+    if size() > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={size()} is set and {', '.join(missing)} not: start the processes with torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        )
 
 
 def rank() -> int:
@@ -72,8 +91,11 @@ def join() -> Any:
     """Start the process group as the Trainer will: gloo on CPUs, NCCL on GPUs. Returns torch.
 
     Imported here alone: one process that only skips what is done does without it.
+
+    Raises:
+        UserError: as `check`.
     """
-    launch()  # first: what accelerate was told is taken out of the environment
+    check()  # first: what accelerate was told is taken out of the environment
     import torch
     from accelerate import PartialState
 

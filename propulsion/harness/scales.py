@@ -22,8 +22,8 @@ def scale_range(model: nn.Module) -> tuple[float, float] | None:
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, PropulsionLayer):
-                for name, z in layer.propulsion_z.items():
-                    ends += list(z.detach().pow(layer.degree[name]).aminmax())
+                for name in layer.propulsion_z:
+                    ends += list(layer.vector(name).pow(layer.degree[name]).aminmax())
     if not ends:
         return None
     lowest, highest = torch.stack(ends).aminmax()
