@@ -171,6 +171,20 @@ def test_a_kernel_that_is_wrong_is_never_used_and_it_is_said_once(
     assert said.startswith(f"attention by groups: the kernel {reason}")
 
 
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_an_input_that_is_not_finite_is_no_verdict(
+    spoilt: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, RIGHT)
+    rows = layout(4, 2)
+    attention, space, qkv = Attention(HEADS, 0.5, 0.0, 1), Workspace(), given(rows)
+    diverged = qkv.clone()
+    diverged[1, 3] = spoilt
+    assert not varlen.trusted(attention, diverged, rows, space)
+    assert varlen._verdicts == {} and capsys.readouterr().err == ""
+    assert varlen.trusted(attention, qkv, rows, space)
+
+
 def test_memory_that_runs_out_in_the_comparison_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*words: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
