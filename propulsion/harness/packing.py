@@ -3,8 +3,8 @@
 Every cell runs the ordinary runner, with its own trainer, optimizer, schedule, data order, random streams, checkpoints
 and record, and takes turns with the others (`turns`). Where a step comes to the encoder it stops; once all have come
 there, one pass with all their rows computes it (`fast.packed`), and in the same way its gradients; so do evaluations,
-but not under autocast. So nothing of a cell depends on which others are there, cells of any length, task and state go
-together, and when one is over the next of the sweep takes its seat.
+but not under autocast. So nothing of a cell depends on which others are there, but for the memory that they leave it;
+cells of any length, task and state go together, and when one is over the next of the sweep takes its seat.
 """
 
 from __future__ import annotations
