@@ -10,7 +10,7 @@ from propulsion.harness.tables.conditions import alike, measurement
 from propulsion.harness.tables.model import Cell, Row, Table
 from propulsion.harness.tables.reading import Record, at
 
-MOST_ROWS = 14  # methods in one figure; the tables have all
+MOST_ROWS = 20  # methods in one figure; the tables have all
 
 
 @dataclass(frozen=True)
