@@ -1,6 +1,6 @@
 """Speed and memory of a training step against the peers. `make bench` calls this.
 
-    python -m scripts.bench                        the quick comparison: about ten minutes on two cores
+    python -m scripts.bench                        the quick comparison: about eight minutes on two cores
     python -m scripts.bench cases=all rounds=15    every shape, every case
     python -m scripts.bench cases=minilm_128 rounds=9 threads=1 out=results/bench
     python -m scripts.bench pack rounds=9          packs of 2, 4 and 8 cells against the same cells one after another
