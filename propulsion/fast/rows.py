@@ -22,9 +22,8 @@ class Economy(NamedTuple):
 ON_CPU = Economy(1 << 19, 40_000)  # 2 MB in float32, as the cache has
 ELSEWHERE = Economy(1 << 23, 1_000_000)  # launches are dear, memory is not; estimated, not measured
 
-_known: WeakTensorKeyDictionary = (
-    WeakTensorKeyDictionary()
-)  # mask on a device -> its version then, the same on the host
+# A mask on a device -> its version when it was told, and the same mask on the host.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def tell(mask: torch.Tensor, host: torch.Tensor) -> None:
@@ -117,22 +116,17 @@ class Rows:
     @cached_property
     def abreast(self) -> Group:
         """The runs side by side, each as one long sequence: for a product of all runs at once."""
-        lengths = tuple(b - a for a, b in pairwise(self.bounds))
+        lengths = tuple(part.stop - part.start for part in self.runs())
         return _moved([_group(0, lengths, (0, 0))], self.places.device)[0]
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """The sequences of each run by their cumulative lengths."""
-        lengths = [
-            [n for group in self.groups if group.run == run for n in group.lengths] for run in range(self._count)
-        ]
+        runs = range(len(self.bounds) - 1)
+        lengths = [[n for group in self.groups if group.run == run for n in group.lengths] for run in runs]
         starts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths]
         sent = _send(starts, self.places.device)
         return tuple(Span(*each) for each in zip(self.runs(), sent, map(max, lengths), strict=True))
-
-    @property
-    def _count(self) -> int:
-        return len(self.bounds) - 1
 
 
 def flatten(mask: torch.Tensor, heads: int, runs: int = 1) -> Rows | None:
