@@ -29,7 +29,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  PROFILE=auto|mini|paper   which grid; auto says which one it took and why'
-	@echo '  TASKS= METHODS= BACKBONES= SEEDS=   part of the grid, as in TASKS=rte,mrpc SEEDS=0,1,2'
+	@echo '  TASKS= METHODS= BACKBONES= SEEDS=   part of the grid, as in TASKS=rte,mrpc SEEDS=0,1,2; METHODS=all: every one'
 	@echo '  DATA_DIR=     folder with the official data files; without it, see the README'
 	@echo '  RESULTS_DIR=  where records and tables go (default results/<profile>)'
 	@echo '  ARGS=         more overrides, as in ARGS="training.max_steps=50"'

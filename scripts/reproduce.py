@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from propulsion.harness import planning, recipes
+from propulsion.harness import params, planning, recipes
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY, check_writable
@@ -39,7 +39,7 @@ MOST_JOBS = 4  # about 1.5 GB of memory each
 
 @dataclass
 class Request:
-    """What was typed. Lists are comma-separated names; an empty one means the profile's own."""
+    """What was typed. Lists are comma-separated names; an empty one is the profile's own, `methods=all` every one."""
 
     suite: str = "glue"
     profile: str = "auto"
@@ -138,7 +138,7 @@ def sweep_command(request: Request, profile: str) -> list[str]:
         f"seed={request.seeds}",
         f"task={request.tasks or ','.join(profile_tasks(request.suite, profile))}",
         f"backbone={request.backbones or ','.join(PAPER_BACKBONES if paper else ['minilm'])}",
-        f"method={request.methods or ','.join(PAPER_METHODS if paper else METHODS)}",
+        f"method={_methods(request, profile)}",
     ]
     if request.data_dir:
         command += ["data=local", f"data.dir={request.data_dir}"]
@@ -147,6 +147,12 @@ def sweep_command(request: Request, profile: str) -> list[str]:
         # One thread each: small matrices gain more from two cells side by side than from two threads.
         command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={min(os.cpu_count() or 1, MOST_JOBS)}"]
     return command + request.overrides
+
+
+def _methods(request: Request, profile: str) -> str:
+    if request.methods == "all":
+        return ",".join(params.names("method"))
+    return request.methods or ",".join(PAPER_METHODS if profile == "paper" else METHODS)
 
 
 def _packs(request: Request) -> bool:

@@ -64,7 +64,7 @@ def test_an_entrant_that_raises_ends_the_comparison_on_a_cpu_and_is_a_row_on_a_g
         compare(case, {"plain formula": field.ENTRANTS["plain formula"], "compiled": no_compiler}, field.backbone, 1)
     fact = {"refused": "RuntimeError: no compiler"}
     row = bench._row(fact)
-    assert row.startswith("RuntimeError: no compiler |") and row.count("|") == 7
+    assert row.startswith("RuntimeError: no compiler |") and row.count("|") == 8
 
 
 @pytest.mark.parametrize("shape", ["minilm", "deberta", "llama"])
@@ -79,6 +79,10 @@ def test_every_entrant_is_timed_and_starts_from_the_same_loss(shape: str, monkey
     assert entries["plain formula"]["ratio"] == entries["plain formula"]["saved_ratio"] == 1.0
     assert all(entry["seconds"] > 0 and entry["saved_bytes"] > 0 for entry in entries.values())
     assert entries["ours, plain path"]["saved_ratio"] < 1
+    fast = entries.get("ours, fast")
+    for entry in entries.values():  # of one round, the ratio is that of the seconds
+        expected = fast and pytest.approx(fast["seconds"] / entry["seconds"])
+        assert entry.get("ours_by_this") == expected
     losses = []
     for tune in field.entrants(shape).values():
         model = tune(field.backbone(shape)).eval()

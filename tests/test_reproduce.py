@@ -46,6 +46,13 @@ def test_mini_is_nine_tasks_and_six_methods_and_paper_the_papers_eight() -> None
     assert paper["backbone"] == "roberta_base,roberta_large"
 
 
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_all_methods_are_those_of_the_folder(profile: str) -> None:
+    words = dict(word.split("=", 1) for word in sweep_words(sweep_command(Request(methods="all"), profile)))
+    files = (reproduce.REPOSITORY / "conf" / "method").glob("*.yaml")
+    assert words["method"].split(",") == sorted(file.stem for file in files)
+
+
 def test_superglue_is_eight_tasks_in_both_profiles_and_rte_is_one_of_them() -> None:
     for profile in ("mini", "paper"):
         words = sweep_words(sweep_command(Request(suite="superglue"), profile))

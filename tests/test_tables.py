@@ -508,14 +508,22 @@ def test_what_made_training_faster_stands_beside_the_time() -> None:
     assert any("compare only between rows that were measured alike" in note for note in table.notes)
 
 
+def test_what_attention_went_through_on_a_gpu_sets_times_apart() -> None:
+    records = [sped("lora", "fused; variable-length attention"), sped("ia3", "lean; attention by groups: the kernel x")]
+    assert dict(build(records, "glue").conditions)["Speed"] == (
+        "lora: fused layers with variable-length attention; ia3: lean fused layers with attention by groups"
+    )
+
+
 @pytest.mark.parametrize(
     "other",
     [
+        sped("lora", "fused; attention by groups: the kernel x", 2),
+        sped("lora", "fused, 3 passes plain: a sequence has no token", 2),
         sped("lora", "fused", 2, packed_with=8),
         sped("lora", "fused", 2, oom_retries=1, micro_batch=8),
         sped("lora", None, 2, cached_features=True),
         sped("lora", "plain: its norms are in float64", 2),
-        sped("lora", "fused, 3 passes plain: a sequence has no token", 2),
         sped("lora", "lean", 2),
     ],
 )

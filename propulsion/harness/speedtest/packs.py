@@ -20,12 +20,11 @@ import torch
 from propulsion.fast import find_path, plain_path
 from propulsion.harness import files, packing
 from propulsion.harness.speedtest.entrants import ENTRANTS, backbone
-from propulsion.harness.speedtest.measure import Case, Runner
+from propulsion.harness.speedtest.measure import OURS, Case, Runner
 
 WIDTHS = (2, 4, 8)
 BATCHES = (4, 8, 16, 32)
 STEPS = 2  # of every cell in a round
-ENTRANT = "ours, fast"
 
 
 class PackRunner(Runner):
@@ -67,7 +66,7 @@ def compare_packs(case: Case, rounds: int, progress: Callable[[str], None]) -> d
         for seed in range(max(WIDTHS)):
             rows = lengths_of(case.lengths, batch, 1000 * batch + seed)
             own = Case(case.shape, rows, case.title, case.device, case.precision)
-            model = ENTRANTS[ENTRANT](backbone(case.shape))
+            model = ENTRANTS[OURS](backbone(case.shape))
             runners.append(PackRunner(model, own.batch(model.config.vocab_size, model.config.pad_token_id), own))
         plain = [_plain(case, runner) for runner in runners[:2]]
         for width in WIDTHS:

@@ -251,8 +251,9 @@ def _layers(record: Record) -> str:
     path = at(record, "cost.fast_path") or "plain"
     if path.startswith("fused, "):
         return "fused layers, some passes through plain modules"
-    kind = path.partition(";")[0]  # behind it, on a GPU, what attention went through
-    return {"fused": "fused layers", "lean": "lean fused layers"}.get(kind, "plain modules")
+    kind, _, attention = path.partition("; ")  # on a GPU with what attention went through, and why
+    words = {"fused": "fused layers", "lean": "lean fused layers"}.get(kind)
+    return " with ".join(word for word in (words, attention.partition(":")[0]) if word) if words else "plain modules"
 
 
 def _apart(record: Record) -> list[str]:
