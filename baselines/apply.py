@@ -19,6 +19,8 @@ from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.settings import BackboneSpec, MethodSpec
 
 HEAD_POLICIES = ("trained", "frozen", "wrapped")  # wrapped: trained, with the method's own parameters on it too
+# Starts of LoRA that also say what of it is trained.
+LORA_VARIANTS = peft.LoraConfig.__dataclass_fields__["init_lora_weights"].metadata.get("lora_variants", ())
 ANY_STEPS = 1000  # of a run that never starts: a method is counted, or refused, before its rows are known
 # What peft's configs and tuners raise where options, targets and model do not fit.
 MISFITS = (ValueError, TypeError, AttributeError, KeyError, AssertionError)
@@ -127,8 +129,9 @@ def _options(
         options |= {"task_type": "SEQ_CLS", "modules_to_save": list(backbone.head)}
     elif issubclass(configs[kind], peft.PromptLearningConfig):
         raise UserError(f"method {method.name}: with virtual tokens peft trains the head; use method.head=trained")
-    if model.device.type == "meta" and isinstance(options.get("init_lora_weights"), str):
-        options["init_lora_weights"] = True  # the start is computed from the weights; names and shapes are LoRA's
+    start = options.get("init_lora_weights")
+    if model.device.type == "meta" and isinstance(start, str) and start not in LORA_VARIANTS:
+        options["init_lora_weights"] = True  # the start is computed from the weights; what is trained is LoRA's
     return configs[kind], options
 
 

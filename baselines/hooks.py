@@ -89,7 +89,7 @@ class _Counted:
 
 
 class Budget(TrainerCallback):
-    """Hands every step to a tuner that moves its budget while it trains (AdaLoRA's and AdaMSS's own hook)."""
+    """Hands every step to a tuner that moves its budget while it trains: the own hook of AdaLoRA, and of `use_asa`."""
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -102,6 +102,7 @@ class Budget(TrainerCallback):
 def resumable(model: nn.Module) -> bool:
     """Whether a checkpoint of what is trained is all that a run needs to go on; without it the cell starts again.
 
-    Not where a budget was moved: its statistics are in no parameter.
+    Not where a budget was moved: its statistics are in no parameter. AdaMSS moves none without `use_asa`.
     """
-    return not hasattr(getattr(model, "base_model", None), "update_and_allocate")
+    moves = hasattr(getattr(model, "base_model", None), "update_and_allocate")
+    return not moves or not getattr(_config(model), "use_asa", True)

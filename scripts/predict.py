@@ -4,6 +4,7 @@
     python -m scripts.predict record=<key or path> text='A man eats.' text2='Someone eats.' rule=best
     python -m scripts.predict record=<key or path> file=rows.parquet column=sentence out=answers.jsonl
     python -m scripts.predict adapter=<folder> backbone=minilm task=sst2 file=rows.txt merge=true
+    python -m scripts.predict adapter=<folder> --config-dir <folder> backbone=<your own> task=<your own> text=...
 
 The run must have kept its weights (training.keep_weights: auto, the default, keeps small ones). A file is .txt (a
 text a line; of a pair, a tab between), .csv, .tsv, .jsonl or .parquet, whose texts are in the columns that the task
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from propulsion.harness import configs
 from propulsion.harness.classifier import Classifier
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.files import write_text
@@ -49,13 +51,13 @@ class Request:
 
 
 def parse(arguments: list[str]) -> Request:
-    """The request of `key=value` words.
+    """The request of `key=value` words; `--config-dir <folder>` is for the configs.
 
     Raises:
         UserError: another key, or words that do not go together.
     """
     request = Request()
-    for word in arguments:
+    for word in configs.split(arguments)[0]:
         key, _, value = word.partition("=")
         if key not in Request.__dataclass_fields__:
             raise unknown("argument", key, Request.__dataclass_fields__)
@@ -101,6 +103,7 @@ def main(arguments: list[str]) -> int:
     """Print the answers, or write them whole to `out=`. Exit code 2 on bad input, with one line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        configs.check(arguments)
         request = parse(arguments)
         lines = (json.dumps(entry, ensure_ascii=False) for entry in predict(request))
         if request.out:

@@ -157,7 +157,7 @@ def _methods(request: Request, profile: str) -> str:
 
 def _packs(request: Request) -> bool:
     """Whether packs were asked for, which train in one process."""
-    words = [word.partition("=")[2] for word in request.overrides if word.startswith("sweep.pack=")]
+    words = [word.partition("=")[2] for word in request.overrides if word.lstrip("+").startswith("sweep.pack=")]
     return bool(words) and pack_width(words[-1]) > 1
 
 

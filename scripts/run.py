@@ -110,13 +110,19 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
         if not again:
             _say(f"{settings.cell}: {elsewhere}")
         return None if sweeps.size() else _stop(TRY_LATER)
-    except KeyboardInterrupt:
-        sweeps.leave(sweeps.Note(number, sweeps.STOPPED, settings.cell, words=words))
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, stops.Interrupted) and stop.finished:
+            _tell(settings, stop.finished, True, clock() - started, number, words)
+        else:
+            sweeps.leave(sweeps.Note(number, sweeps.STOPPED, settings.cell, words=words))
         if _is_worker():
             return None
         raise
     except stops.Preempted as preempted:
-        _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
+        if preempted.finished:
+            _tell(settings, preempted.finished, True, clock() - started, number, words)
+        else:
+            _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
         if current() is not None:  # of a pack: the others save theirs first
             raise
         preempted.hand_over()
@@ -204,7 +210,7 @@ def main() -> int:
 
 def _sweep() -> int:
     """Run what was typed; at the end of a sweep, try again what ran elsewhere and say what came of all cells."""
-    packs = [word for word in sys.argv if word.startswith("sweep.pack=")]
+    packs = [word for word in sys.argv if word.lstrip("+").startswith("sweep.pack=")]
     pack = packs[-1].partition("=")[2] if packs else "auto"
     if sweeps.pack_width(pack) > 1 and _launcher():
         raise UserError(f"{packs[-1]} packs the cells of one process: leave {_launcher()} out")

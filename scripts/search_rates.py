@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from propulsion.harness import params
 from propulsion.harness.errors import UserError
 from propulsion.harness.record import REPOSITORY, SUCCESS
 from propulsion.harness.tables import load_records
@@ -148,7 +149,7 @@ def search(options: dict[str, str]) -> list[Path]:
     written = []
     compared, backbone = options["on"].split(","), options["backbone"]
     for method in options["methods"].split(","):
-        default = float(OmegaConf.load(REPOSITORY / "conf" / "method" / f"{method}.yaml").learning_rate)
+        default = params.load_method(method).learning_rate
         run_rates(options, method, first_rates(default))
         for _ in range(MOST_EXTENSIONS):
             rate = next_rate(mean_scores(alike(load_records(options["results_dir"]), method, backbone), compared))

@@ -21,7 +21,21 @@ from propulsion.harness import record as records
 from propulsion.harness.cell import run_cell
 from propulsion.harness.kept import weights_path
 from propulsion.harness.planning import expand, settings_of
-from scripts import bench, claims, params, predict, reproduce, run, search_rates, submit, tables
+from scripts import (
+    ablations,
+    bench,
+    claims,
+    gpu_report,
+    methods,
+    ntk,
+    params,
+    predict,
+    reproduce,
+    run,
+    search_rates,
+    submit,
+    tables,
+)
 from scripts import export as export_script
 from tests.conftest import ROOT, ComposeCell
 from tests.test_setup import MAKE, clone, make  # noqa: F401  (clone is a fixture)
@@ -109,6 +123,10 @@ def sweeps(words: list[str]) -> None:
     compose_each(reproduce.sweep_words(reproduce.sweep_command(request, profile)))
 
 
+def overrides_compose(words: list[str]) -> None:
+    compose_each(["task=sst2", *words])
+
+
 def knows(keys: Any) -> Callable[[list[str]], None]:
     """A check that every word is `key=value` with a key that the script has."""
 
@@ -130,6 +148,10 @@ MODULES: dict[str, Callable[[list[str]], Any]] = {
     "scripts.claims": knows(claims.KEYS),
     "scripts.search_rates": knows(search_rates.DEFAULTS),
     "scripts.bench": lambda words: bench.parse([word for word in words if word not in bench.MODES]),
+    "scripts.methods": knows(methods.KEYS),
+    "scripts.ntk": lambda words: overrides_compose(ntk.parse(words).overrides),
+    "scripts.ablations": lambda words: overrides_compose(ablations.parse(words).overrides),
+    "scripts.gpu_report": knows(gpu_report.DEFAULTS),
     "tests.soak": lambda words: None,
 }
 

@@ -171,7 +171,7 @@ def test_the_fast_path_is_exact_or_off(name: str, family: str) -> None:
 @pytest.mark.parametrize("name", WITH_PEFT)
 def test_a_checkpoint_is_all_that_a_run_needs_or_is_not_used(name: str, tmp_path: Path) -> None:
     model: Any = tuned_model(params.load_method(name)).eval()
-    assert resumable(model) == (name not in ("adalora", "adamss"))  # whose tuners keep statistics of the steps
+    assert resumable(model) == (name != "adalora")  # whose tuner keeps statistics of the steps
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -184,6 +184,12 @@ def test_a_checkpoint_is_all_that_a_run_needs_or_is_not_used(name: str, tmp_path
 
 
 # Hooks
+
+
+def test_a_pruned_adamss_starts_again() -> None:
+    method = params.load_method("adamss")
+    method.peft |= {"use_asa": True, "asa_target_subspaces": 2}
+    assert not resumable(tuned_model(method))
 
 
 def test_a_budget_moves_as_the_run_goes_on(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +298,14 @@ def test_every_type_of_peft_is_used_or_has_a_reason() -> None:
     used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in METHODS}
     assert types <= used | methods.NOT_COVERED.keys()
     assert not used & methods.NOT_COVERED.keys()
+
+
+def test_every_variant_of_pefts_lora_is_used_or_has_a_reason() -> None:
+    options, named = methods.lora_options(), methods.LORA_NOT_COVERED.keys()
+    assert {"use_dora", "use_rslora", "velora", "eva", "pissa", "mica", "corda", "lora_ga"} <= options
+    assert named <= options
+    listed = {name.removeprefix("LoRA, ") for name in methods.not_covered() if name.startswith("LoRA, ")}
+    assert listed == named and not {"use_dora", "eva", "velora"} & listed
 
 
 def test_the_table_says_what_was_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_the_page_on_methods(tmp_path: Path) -> None:
 
 
 def test_the_page_on_backbones(tmp_path: Path) -> None:
-    follow("adding-a-backbone.md", tmp_path)
+    said = follow("adding-a-backbone.md", tmp_path)
+    assert '"label": ' in said.splitlines()[-1]
     weights = records(tmp_path)["small"]["run"]["weights"]
     assert weights["id"] == "model"
     assert len(weights["sha256"]) == 64

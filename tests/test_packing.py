@@ -127,17 +127,18 @@ def test_the_frozen_backbone_is_there_once() -> None:
     assert len({getattr(layer, "base_layer", layer).weight.data_ptr() for layer in weights}) == 1
 
 
-def test_a_run_of_other_frozen_weights_computes_alone() -> None:
-    runs = [Run(number, torch.float64, 0.1) for number in (0, 1, 2)]
-    solo = Run(1, torch.float64, 0.1)
-    for run in (runs[1], solo):
+@pytest.mark.parametrize(("changed", "together"), [([1], [2, 1, 2]), ([0], [1, 2, 2]), ([0, 2, 3], [3, 1, 3, 3])])
+def test_runs_of_other_frozen_weights_go_among_themselves(changed: list[int], together: list[int]) -> None:
+    runs = [Run(number, torch.float64, 0.1) for number in range(len(together))]
+    solo = Run(changed[0], torch.float64, 0.1)
+    for run in (*(runs[number] for number in changed), solo):
         with torch.no_grad():
             find_path(run.model).backbone.encoder.layer[0].output.dense.weight.mul_(1.5)  # type: ignore[union-attr]
-    Pack(3).run([run.train for run in runs])
-    assert [packing.packed_with(run.model) for run in runs] == [2, 1, 2]
+    Pack(len(runs)).run([run.train for run in runs])
+    assert [packing.packed_with(run.model) for run in runs] == together
     solo.train()
     for name, tensor in solo.trained().items():
-        torch.testing.assert_close(runs[1].trained()[name], tensor, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(runs[changed[0]].trained()[name], tensor, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

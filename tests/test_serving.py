@@ -235,6 +235,27 @@ def test_a_whole_model_holds_any_method(task: str, finished: dict[str, Path], tm
     np.testing.assert_allclose(ours.logits(encoded), expected, atol=1e-5)
     labels = ours.settings.task.labels
     assert list(ours.model.config.id2label.values()) == (labels or ["score"])
+    entry = json.loads((out / "record.json").read_text())
+    assert entry["run"]["config"]["backbone"]["id"] == Path(ours.settings.backbone.id).name
+    assert records.is_intact(entry) and str(Path(ours.settings.backbone.id).parent) not in json.dumps(entry)
+
+
+def test_a_public_config_keeps_a_hub_name_and_no_folder(tmp_path: Path) -> None:
+    def public(name: str) -> str:
+        return str(records.public({"backbone": {"id": name}})["backbone"]["id"])
+
+    assert public("FacebookAI/roberta-base") == "FacebookAI/roberta-base"
+    assert public(str(tmp_path / "gone")) == "gone" and public("~/mine/model") == "model"
+
+
+def test_virtual_tokens_are_in_no_whole_model(
+    backbone: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("experiment=tiny", *backbone, "task=rte", "method=prompt_tuning", "training.max_steps=1")
+    settings = compose_settings(*words, f"results_dir={tmp_path}")
+    entry, _ = run_cell(settings)
+    said = refused(capsys, export_script, f"record={records.record_path(settings, entry['key'])}", "whole=true")
+    assert "virtual tokens cannot be merged into a model; leave whole=true out" in said
 
 
 def test_one_clear_line_for_each_refusal_of_export(
@@ -259,6 +280,7 @@ def test_one_clear_line_for_each_refusal_of_export(
     settings = compose_settings(*words)
     entry, _ = run_cell(settings)
     assert "random weights" in said(f"record={records.record_path(settings, entry['key'])}", "whole=true")
+    assert "a folder of yours, which nobody else has" in said(rte, "push=me/it", "license=mit")
 
 
 def test_an_adapter_that_peft_saved_needs_backbone_and_task(
@@ -349,6 +371,7 @@ def test_push_is_by_option_alone(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     FakeApi.calls = []
+    monkeypatch.setattr(export_module, "own_folder", lambda spec: None)
     monkeypatch.setattr(export_module.huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(export_module.huggingface_hub, "get_token", lambda: None)
     monkeypatch.setattr(export_module.hub, "reachable", lambda: False)

@@ -113,8 +113,8 @@ def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
         return "random", Weights("random", None, None)
     if spec.weights != "pretrained":
         raise UserError(f"backbone.weights={spec.weights}: use pretrained or random")
-    own = Path(spec.id).expanduser()
-    if own.is_dir():  # a folder of someone's own: the digest says which weights they are
+    own = own_folder(spec)
+    if own is not None:  # the digest says which weights they are
         check_digest(own / WEIGHTS_FILE, spec)
         return str(own), Weights(own.name, None, file_digest(own / WEIGHTS_FILE))
     folder = _package_folder(spec)
@@ -122,6 +122,12 @@ def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
         return spec.id, Weights(spec.id, spec.revision, spec.sha256)
     check_digest(folder / WEIGHTS_FILE, spec)
     return str(folder), Weights(spec.id, spec.revision, spec.sha256)
+
+
+def own_folder(spec: BackboneSpec) -> Path | None:
+    """The folder of someone's own that the weights lie in, or None where they have a public name."""
+    folder = Path(spec.id).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _package_folder(spec: BackboneSpec) -> Path | None:
@@ -276,7 +282,7 @@ def _revision(spec: BackboneSpec, path: str) -> dict[str, str]:
 
 def _from_hub(spec: BackboneSpec, load: Any) -> Any:
     """Run one load; what goes wrong on the way to the hub becomes one line with the ways out."""
-    if _package_folder(spec) is None and not Path(spec.id).expanduser().is_dir():
+    if _package_folder(spec) is None and own_folder(spec) is None:
         hub.reachable()
     try:
         return load()

@@ -132,7 +132,7 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
         print(f"{settings.cell}: {place} failed ({known['type']}: {reason}; {known['where']})", file=sys.stderr)
         raise CellStopped(1)  # the other processes may wait in a step that this one never reaches
     if late is not None:
-        late.leave()
+        late.leave(entry)
     return entry
 
 

@@ -32,8 +32,11 @@ class PeakMemory:
     """The peak since it was made: of the CUDA allocator, or of the process's resident memory on Linux."""
 
     def __init__(self) -> None:
-        self._started = torch.cuda.is_available()
-        if self._started:
+        self._started = False
+        if turns.current() is not None:
+            return  # the peak of a pack is that of all its cells
+        if torch.cuda.is_available():
+            self._started = True
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             return

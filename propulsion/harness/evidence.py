@@ -113,8 +113,10 @@ def evaluated_by(record: Record, limit: float) -> bool:
 
 def incomparable(*records: Record) -> str:
     """Why the peak memory of runs cannot be compared, as in `precision differs`; '' where it can."""
-    if any(str(r["env"]["device"]).startswith("CPU") or not r["cost"]["peak_memory_bytes"] for r in records):
+    if any(str(record["env"]["device"]).startswith("CPU") for record in records):
         return "not measured on a GPU"
+    if not all(record["cost"]["peak_memory_bytes"] for record in records):
+        return "peak memory not measured"
     footprints = [_footprint(record) for record in records]
     differing = [name for name in footprints[0] if len({footprint[name] for footprint in footprints}) > 1]
     return f"{' and '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}" if differing else ""

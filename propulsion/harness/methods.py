@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from propulsion.harness import params
@@ -14,11 +16,25 @@ from propulsion.harness.settings import MethodSpec
 from propulsion.harness.sheets import NONE, Sheet
 from propulsion.harness.trial import FAMILIES, PAD, Trial, try_method
 
+# The same for the options of LoRA that make it another method, and for its starts.
+LORA_NOT_COVERED = {
+    "alora_invocation_tokens": "decoders whose texts all hold its invocation",
+    "arrow": "mixes LoRA adapters that were trained before",
+    "corda": "its start is computed by a pass over data before peft wraps the model",
+    "gaussian": "another spread of the start alone: `method.peft.init_lora_weights=gaussian` on any LoRA",
+    "kasa": "two terms of its loss are left to the training loop, and it changes the frozen weights for good",
+    "loftq": "quantizes the backbone that it is compared on",
+    "lora_ga": "its start is computed from gradients before peft wraps the model",
+    "monteclora": "a term of its loss is left to the training loop",
+    "pissa_niter_[number of iters]": "a faster start of PiSSA: `method.peft.init_lora_weights=pissa_niter_16`",
+    "use_qalora": "for GPTQ weights alone",
+}
+
 COUNTED_ON = "minilm"
 OURS = "ours"
 # What the pinned peft has, or the field knows, and no file here uses: why.
 NOT_COVERED = {
-    "ADAPTION_PROMPT": "LLaMA and GPT-2 only, and peft's config has no place for a trained head",
+    "ADAPTION_PROMPT": "LLaMA, Mistral and GPT-2 only, and peft's config has no place for a trained head",
     "CARTRIDGE": "a prefix that is distilled from a long text's cache; without one it is PREFIX_TUNING",
     "CPT": "peft has it for causal language models alone",
     "LILY": "its router mixes experts by the mean over the batch: a row's logits depend on the other rows",
@@ -74,16 +90,37 @@ def comments(text: str) -> tuple[str, str]:
     return first[1].rstrip(".") if first else "", rate[1].rstrip(".") if rate else OURS
 
 
+def lora_options() -> set[str]:
+    """What makes another method of peft's LoRA: options of its config (`velora_config` is `velora`), and its starts."""
+    fields = peft.LoraConfig.__dataclass_fields__
+    options = {
+        name.removesuffix("_config")
+        for name, field in fields.items()
+        if field.metadata.get("is_lora_variant") or re.fullmatch("use_.*lora|.*_config", name)
+        if name not in ("megatron_config", "runtime_config")  # not of the method
+    }
+    hint = typing.get_type_hints(peft.LoraConfig)["init_lora_weights"]
+    return options | {word for part in typing.get_args(hint) for word in typing.get_args(part)}
+
+
+def _lora_used() -> set[str]:
+    """Those of `lora_options` that a file uses."""
+    files = [params.load_method(name).peft for name in params.names("method")]
+    words = [{*options, options.get("init_lora_weights")} for options in files if options.get("peft_type") == "LORA"]
+    return {str(word).removesuffix("_config") for word in set().union(*words)} & lora_options()
+
+
 def not_covered() -> dict[str, str]:
-    """peft's types that no file uses, and what else was looked at, with the reasons.
+    """peft's types and its LoRA's variants that no file uses, and what else was looked at, with the reasons.
 
     Raises:
-        KeyError: a type of peft's is neither used nor listed, as after a new release.
+        KeyError: one of peft's is neither used nor listed, as after a new release.
     """
     used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in params.names("method")}
     types = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     others = {name: reason for name, reason in NOT_COVERED.items() if name not in types}
-    return {kind: NOT_COVERED[kind] for kind in sorted(types - used)} | others
+    variants = {f"LoRA, {name}": LORA_NOT_COVERED[name] for name in sorted(lora_options() - _lora_used())}
+    return {kind: NOT_COVERED[kind] for kind in sorted(types - used)} | variants | others
 
 
 def sheet(found: list[Row]) -> tuple[Sheet, list[str]]:

@@ -26,6 +26,7 @@ from baselines import apply_method
 from propulsion.fast import find_path
 from propulsion.fast.packed import Grads, Packed, tensors
 from propulsion.fast.path import FastPath, Pass
+from propulsion.fast.workspace import Workspace
 from propulsion.harness import memory, ranks, speed, stops, sweeps
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.devices import resolve_precision, tf32
@@ -51,7 +52,7 @@ class Forward:
     def kind(self) -> tuple[Any, ...]:
         """Requests of one kind can go together."""
         call = self.given.call
-        return self.given.dtype, call.lean, call.masks is None, self.learns
+        return id(self.path._prepared), self.given.dtype, call.lean, call.masks is None, self.learns
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,21 @@ class Seat:
 class Member(Turn):
     """A cell of a pack."""
 
-    def __init__(self, job: Callable[[], None], shelf: Shelf) -> None:
+    def __init__(self, job: Callable[[], None], shelves: list[Shelf]) -> None:
         super().__init__(job)
-        self.shelf = shelf
+        self.shelves = shelves
 
 
 class Shelf:
-    """The frozen tensors of a backbone, once for all cells of a pack."""
+    """The frozen tensors of a backbone, once for all cells of a pack that have them, and what passes need beside.
+
+    A method that starts from the weights, as PiSSA does, changes frozen ones: its cells have a shelf of their own.
+    """
 
     def __init__(self) -> None:
         self.known: dict[str, nn.Parameter] = {}
         self.prepared: Any = {}
+        self.space = Workspace()
 
     def share(self, path: FastPath) -> bool:
         """Put the known tensors in the place of the backbone's own, where those are equal to the bit; False if not."""
@@ -117,7 +122,7 @@ class Shelf:
             return False
         for module, name, key in slots:
             module._parameters[name] = self.known.setdefault(key, own[key])
-        path._prepared = self.prepared
+        path._prepared, path._space = self.prepared, self.space
         return True
 
 
@@ -127,7 +132,8 @@ class Pack:
     def __init__(self, width: int) -> None:
         self.width = width  # seats
         self.together = width  # passes that fit into memory at once, as far as is known
-        self.shelf = Shelf()
+        self.told: set[type[Exception]] = set()  # failures that were spoken of
+        self.shelves: list[Shelf] = []
         self.seated: list[Member] = []
         self.waiting: list[Member] = []  # those of them that have come to the encoder, the first come first
 
@@ -148,7 +154,7 @@ class Pack:
         failures: list[BaseException] = []
         while True:
             while queue and len(self.seated) < self.width and not stops.stopping():
-                member = Member(queue.popleft(), self.shelf)
+                member = Member(queue.popleft(), self.shelves)
                 self.seated.append(member)
                 self._resume(member)
                 failures += self._leave()  # one that never comes to the encoder: refused, failed, running elsewhere
@@ -219,6 +225,9 @@ class Pack:
         self._note(failure, half)
         found: list[Grads | Exception] = []
         for part in (slice(None, half), slice(half, None)):
+            if all(grad is None for grad in grads[part]):  # they have asked for none
+                found += [failure] * len(asked[part])
+                continue
             try:
                 again = Packed(asked[part][0].path, [each.given for each in asked[part]])
             except Exception as error:
@@ -228,9 +237,14 @@ class Pack:
         return found
 
     def _note(self, failure: Exception, half: int) -> None:
-        if isinstance(failure, memory.TooLarge) and half < self.together:
-            self.together = half
-            print(f"pack: {failure}; goes on with {half} cells in a pass", file=sys.stderr)
+        """Say why a pass goes in halves; for want of memory those to come do too."""
+        if isinstance(failure, memory.TooLarge):
+            if half < self.together:
+                self.together = half
+                print(f"pack: {failure}; goes on with {half} cells in a pass", file=sys.stderr)
+        elif type(failure) not in self.told:
+            self.told.add(type(failure))
+            print(f"pack: {type(failure).__name__}: {failure}; tries {half} cells in a pass", file=sys.stderr)
 
     def _resume(self, member: Member, answer: Any = None) -> None:
         member.resume(answer)
@@ -251,8 +265,10 @@ def join(model: nn.Module) -> None:
     if isinstance(member, Member) and path is not None:
         if torch.cuda.is_available():
             model.cuda()  # where the shared tensors are; the trainer would move each cell's own
-        if member.shelf.share(path):
-            path.exchange = Seat(member)
+        if not any(shelf.share(path) for shelf in member.shelves):
+            member.shelves.append(Shelf())
+            member.shelves[-1].share(path)
+        path.exchange = Seat(member)
 
 
 def finish(model: nn.Module) -> None:

@@ -89,10 +89,20 @@ def _decisive(config: dict[str, Any], start: str | None) -> dict[str, Any]:
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as it is recorded: of folders and files on this machine, only their last name."""
+    """The config as it is recorded: of folders and files on this machine, only their last name.
+
+    But of a backbone's own folder, without which the run could not be opened again: see `public`.
+    """
     training = {**config["training"], "start_from": _last_name(config["training"]["start_from"])}
     data = {**config["data"], "dir": _last_name(config["data"]["dir"])}
     return {**config, "training": training, "data": data, "results_dir": _last_name(config["results_dir"])}
+
+
+def public(config: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config as it leaves this machine: its backbone's own folder too by its last name alone."""
+    backbone = config["backbone"]
+    own = Path(backbone["id"]).expanduser().is_dir() or str(backbone["id"])[:1] in "/~."
+    return {**config, "backbone": {**backbone, "id": _last_name(backbone["id"])}} if own else config
 
 
 def _last_name(path: str | None) -> str | None:

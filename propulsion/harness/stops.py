@@ -24,16 +24,27 @@ _threads: list[Stop] = []  # what was asked of the threads of this process, whic
 
 
 class Preempted(SystemExit):
-    """A batch system's signal ended the run; its checkpoint is saved. The exit code is the shell's, 128 + signal."""
+    """A batch system's signal ended the run; its checkpoint is saved. The exit code is the shell's, 128 + signal.
 
-    def __init__(self, number: int, before: Any) -> None:
+    `finished` is the record of a run that had no step left when the signal came.
+    """
+
+    def __init__(self, number: int, before: Any, finished: dict[str, Any] | None = None) -> None:
         super().__init__(128 + number)
-        self.number, self.before = number, before
+        self.number, self.before, self.finished = number, before, finished
 
     def hand_over(self) -> None:
         """Give the signal to whom it was meant for before: submitit's handler requeues the job and exits."""
         if callable(self.before) and self.before is not signal.default_int_handler:
             self.before(self.number, None)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, heeded in order. `finished` as in `Preempted`."""
+
+    def __init__(self, finished: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.finished = finished
 
 
 class Stop:
@@ -52,16 +63,16 @@ class Stop:
             self.number = int(signal.SIGINT) if Path(file).exists() else None
         return self.number is not None
 
-    def leave(self) -> None:
-        """End the run, after its checkpoint.
+    def leave(self, finished: dict[str, Any] | None = None) -> None:
+        """End the run, after its checkpoint, or after its record, which is then `finished`.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, or another process of the run was asked.
+            Interrupted: Ctrl-C, or another process of the run was asked.
             Preempted: a batch system's signal.
         """
         if self.number in PREEMPTION:
-            raise Preempted(int(self.number), self.before.get(self.number))
-        raise KeyboardInterrupt
+            raise Preempted(int(self.number), self.before.get(self.number), finished)
+        raise Interrupted(finished)
 
     def receive(self, number: int, frame: Any) -> None:
         """The signal handler."""

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from propulsion.harness import ranks
 from propulsion.harness.files import try_writing
-from propulsion.harness.record import without_paths
+from propulsion.harness.record import public, without_paths
 from propulsion.harness.settings import Settings
 from propulsion.harness.turns import current
 
@@ -39,7 +39,7 @@ class Tracker(TrainerCallback):
         if self.run is not None:  # a cell that did not fit into memory, tried again
             self.abandon()
         group = f"{settings.task.name}/{settings.backbone.name}/{settings.method.name}"
-        config = {k: v for k, v in without_paths(settings.config).items() if k != "tracking"}
+        config = {k: v for k, v in public(without_paths(settings.config)).items() if k != "tracking"}
         tags = [settings.profile, settings.task.name, settings.backbone.name, settings.method.name]
         self.open(settings, id=key, name=settings.cell, group=group, tags=tags, config=config)
 
@@ -91,7 +91,10 @@ class Tracker(TrainerCallback):
     def _open_again(self, settings: Settings, facts: dict[str, Any]) -> None:
         import wandb
 
-        wandb.teardown()  # it holds the id of the run that could not start; this is the first one, so no other is open
+        if current() is not None:  # of a pack, whose others may have theirs open
+            facts = {**facts, "id": f"{facts['id']}-offline"} if "id" in facts else facts
+        else:
+            wandb.teardown()  # it holds the id of the run that could not start
         self._open(settings, "offline", facts)
 
     def _open(self, settings: Settings, mode: str, facts: dict[str, Any]) -> None:

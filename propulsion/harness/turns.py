@@ -80,9 +80,10 @@ class Turn(threading.Thread):
         self.request = request
         self._back.release()
         self._go.acquire()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return self._answer
+        answer, self._answer = self._answer, None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def run(self) -> None:
         """The thread's work."""

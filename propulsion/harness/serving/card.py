@@ -98,7 +98,7 @@ def _usage(record: Record, whole: bool) -> str:
     mean = spec.get("pooling") == "mean"
     cls = "MeanPoolingBert" if mean else "AutoModelForSequenceClassification"
     source = "propulsion.harness.backbones" if mean else "transformers"
-    lines = [f"from {source} import {cls}" + ("  # pip install 'propulsion[harness]'" if mean else "")]
+    lines = [f"from {source} import {cls}" + ("  # in a clone of this project" if mean else "")]
     if whole:
         return "\n".join([*lines, "", f'model = {cls}.from_pretrained("<this folder>")'])
     revision = f', revision="{_word(weights.get("revision"))}"' if weights.get("revision") else ""
@@ -110,7 +110,11 @@ def _usage(record: Record, whole: bool) -> str:
         [
             "from peft import PeftModel",
             *lines,
-            *(["import propulsion  # makes the method known to peft"] if own else []),
+            *(
+                ["import propulsion  # this project's library, not its namesake: makes the method known to peft"]
+                if own
+                else []
+            ),
             "",
             f'base = {cls}.from_pretrained("{_word(weights.get("id"))}"{revision}, {settings})',
             'model = PeftModel.from_pretrained(base, "<this folder>").eval()',

@@ -16,9 +16,12 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from baselines import in_head
+from baselines.hooks import virtual_tokens
 from propulsion.harness import hub
+from propulsion.harness.backbones import own_folder
 from propulsion.harness.errors import UserError
 from propulsion.harness.files import write_text
+from propulsion.harness.record import public, sealed
 from propulsion.harness.serving.card import model_card
 from propulsion.harness.serving.open import RECORD
 from propulsion.harness.submission.predict import Predictor
@@ -88,6 +91,13 @@ def _refuse(predictor: Predictor, wish: Wish) -> None:
             f"{predictor.name}: method {spec.method.name} is no peft method, it has no adapter: "
             "add whole=true for a folder with the whole model"
         )
+    if wish.whole and spec.method.apply == "peft" and virtual_tokens(predictor.classifier.model):
+        raise UserError(f"{predictor.name}: virtual tokens cannot be merged into a model; leave whole=true out")
+    if wish.push and not wish.whole and own_folder(spec.backbone) is not None:
+        raise UserError(
+            f"{predictor.name}: its backbone is a folder of yours, which nobody else has: add whole=true, or leave "
+            "push out"
+        )
 
 
 def _write(predictor: Predictor, wish: Wish, folder: Path) -> None:
@@ -108,6 +118,8 @@ def _write(predictor: Predictor, wish: Wish, folder: Path) -> None:
         config.base_model_name_or_path, config.revision = weights["id"], weights["revision"]
         classifier.model.save_pretrained(str(folder), save_embedding_layers=False)
     write_text(folder / "README.md", model_card(record, predictor.rule, wish.whole, wish.license))
+    if wish.whole:  # an adapter is opened again on the folder that its run began with
+        record = sealed({**record, "run": {**record["run"], "config": public(record["run"]["config"])}})
     write_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

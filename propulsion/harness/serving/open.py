@@ -96,7 +96,7 @@ def open_adapter(folder: str, backbone: str = "", task: str = "") -> Classifier:
     """
     place = Path(folder)
     if not (place / "adapter_config.json").is_file():
-        hint = "it holds a whole model: load it with transformers" if (place / "config.json").is_file() else (
+        hint = "it holds a whole model: load it as its README.md says" if (place / "config.json").is_file() else (
             "type the folder that save_pretrained or scripts.export wrote"
         )  # fmt: skip
         raise UserError(f"adapter={folder} has no adapter_config.json; {hint}")
