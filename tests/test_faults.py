@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from propulsion.harness import cell as cell_module
-from propulsion.harness import checkpoints, leases, memory, record, stops, trainer, watch, weights
+from propulsion.harness import checkpoints, leases, memory, record, stops, sweeps, trainer, watch, weights
 from propulsion.harness.cell import run_cell
 from propulsion.harness.digests import file_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import TrainingSpec
 from propulsion.harness.tables import load_records
+from scripts import run
 from tests.conftest import ROOT, ComposeCell
 from tests.soak import scores
 from tests.task_files import write_official
@@ -204,20 +205,32 @@ def test_a_full_disk_at_the_last_weights_keeps_the_checkpoint(
     assert ran and set(entry["run"]["kept"]) == {"last"}
 
 
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, stops.Preempted)], ids=str
+)
 def test_a_stop_asked_after_the_last_step_is_heeded_once_the_record_is_written(
-    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    raised: type[BaseException],
+    tiny: ComposeCell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings, evaluated = tiny(*OPTIONS, NEVER), trainer.CellTrainer.evaluate
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == self.state.max_steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return evaluated(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.CellTrainer, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_cell(settings)
-    assert len(runs(settings)) == 1
+    monkeypatch.setenv(run.MAIN_PROCESS, str(os.getpid()))
+    monkeypatch.setenv(sweeps.FOLDER, str(Path(settings.results_dir, ".sweep-x").absolute()))
+    monkeypatch.setenv(sweeps.TOTAL, "1")
+    with pytest.raises(raised):
+        run.run_one(settings, 0, [])
+    assert len(runs(settings)) == 1 and [note.state for note in sweeps.notes()] == [sweeps.DONE]
+    said = capsys.readouterr().out
+    assert "last" in said and "its checkpoint is saved" not in said
     _, ran = run_cell(settings)
     assert not ran
 

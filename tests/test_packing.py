@@ -276,6 +276,7 @@ def test_packed_cells_have_the_records_of_solo_cells(tiny: ComposeCell, tmp_path
         _same(scores(one), scores(other))
     assert [entry["cost"]["packed_with"] for entry in solo] == [1, 1, 1, 1]
     assert [entry["cost"]["packed_with"] for entry in packed] == [4, 4, 4, 4]
+    assert all(entry["cost"]["peak_memory_bytes"] is None for entry in packed)  # it is everybody's
     assert all(entry["cost"]["padding_fraction"] == 0 for entry in packed)
     assert not list((tmp_path / "packed").glob("leases/*"))
 
