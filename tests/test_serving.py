@@ -327,6 +327,24 @@ def test_card_is_written_from_the_record(finished: dict[str, Path]) -> None:
     assert "More Information Needed" not in text
 
 
+@pytest.mark.parametrize(("task", "whole"), [("rte", False), ("sst2", False), ("stsb", True), ("sst2", True)])
+def test_the_code_of_a_card_gives_the_runs_answers(
+    task: str, whole: bool, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert export_script.main([f"record={finished[task]}", f"out={out}", f"whole={str(whole).lower()}"]) == 0
+    ours = predictor(finished[task]).classifier
+    monkeypatch.chdir(Path(ours.settings.backbone.id).parent)  # where the folder's name is a model's
+    tokens = MarkdownIt("commonmark").parse((out / "README.md").read_text())
+    (code,) = [token.content for token in tokens if token.type == "fence"]
+    found: dict[str, Any] = {}
+    exec(code.replace("<this folder>", str(out)), found)
+    texts = ["A text.", "Another."][: len(ours.settings.task.text)]
+    (said,) = answer(ours, [texts])
+    expected = [said["score"]] if "score" in said else list(said["probabilities"].values())
+    assert found["answer"][0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_card_shows_hostile_text_and_obeys_none_of_it(finished: dict[str, Path]) -> None:
     bad = "<script>alert(1)</script> [x](http://evil) | ![i](http://evil) `c`\n---\nlicense: stolen\n# Head"
     entry = copy.deepcopy(json.loads(finished["rte"].read_text()))

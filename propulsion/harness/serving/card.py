@@ -91,7 +91,7 @@ def _points(score: Any) -> str:
 
 
 def _usage(record: Record, whole: bool) -> str:
-    """Python that loads the folder. Names that are no plain names are left for the reader to fill in."""
+    """Python that loads the folder and asks it. Names that are no plain names are left for the reader to fill in."""
     weights = record["run"]["weights"] or {}
     spec = at(record, "run.config.backbone") or {}
     labels = at(record, "run.config.task.labels") or []
@@ -100,7 +100,8 @@ def _usage(record: Record, whole: bool) -> str:
     source = "propulsion.harness.backbones" if mean else "transformers"
     lines = [f"from {source} import {cls}" + ("  # in a clone of this project" if mean else "")]
     if whole:
-        return "\n".join([*lines, "", f'model = {cls}.from_pretrained("<this folder>")'])
+        lines += ["", f'model = {cls}.from_pretrained("<this folder>").eval()']
+        return "\n".join([*lines, *_asking(record, '"<this folder>"')])
     revision = f', revision="{_word(weights.get("revision"))}"' if weights.get("revision") else ""
     settings = f"num_labels={len(labels) or 1}"
     if not labels:
@@ -119,8 +120,29 @@ def _usage(record: Record, whole: bool) -> str:
             f'base = {cls}.from_pretrained("{_word(weights.get("id"))}"{revision}, {settings})',
             'model = PeftModel.from_pretrained(base, "<this folder>").eval()',
             *([f"labels = {[_word(label) for label in labels]}"] if labels else []),
+            *_asking(record, f'"{_word(weights.get("id"))}"{revision}'),
         ]
     )
+
+
+def _asking(record: Record, tokenizer: str) -> list[str]:
+    """Lines that put a text to the model, where a row of the task is its texts and nothing else."""
+    task = at(record, "run.config.task") or {}
+    if task.get("kind") not in ("classification", "regression") or task.get("spans") or task.get("cut"):
+        return ["# `python -m scripts.predict` of the project makes rows of this task from texts"]
+    texts = ", ".join(["'A text.'", "'Another.'"][: len(task.get("text") or [None])])
+    length = int(at(record, "run.config.training.max_length") or 0)
+    return [
+        "",
+        "import torch",
+        "from transformers import AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+        f'batch = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    answer = model(**batch).logits" + (".softmax(-1)" if task["kind"] == "classification" else ""),
+        "print(answer)",
+    ]
 
 
 def _word(text: Any) -> str:
