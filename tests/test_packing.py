@@ -281,6 +281,18 @@ def test_packed_cells_have_the_records_of_solo_cells(tiny: ComposeCell, tmp_path
     assert not list((tmp_path / "packed").glob("leases/*"))
 
 
+def test_packed_cells_in_bf16_have_the_scores_of_solo_cells_to_the_digit(tiny: ComposeCell, tmp_path: Path) -> None:
+    def cells(place: str) -> list[Settings]:
+        common = (FAST, "training.max_steps=24", "training.precision=bf16", f"results_dir={tmp_path / place}")
+        words = ["rte propulsion", "stsb bitfit", "rte lora", "stsb ia3", "cola bitfit"]
+        return [tiny(*common, f"task={task}", f"method={method}") for task, method in map(str.split, words)]
+
+    solo = [run_cell(settings)[0] for settings in cells("solo")]
+    packed = run_packed(cells("packed"))
+    assert [entry["cost"]["packed_with"] for entry in packed] == [5] * 5
+    assert [scores(entry) for entry in solo] == [scores(entry) for entry in packed]
+
+
 def _same(one: Any, other: Any) -> None:
     """Equal, numbers to 1e-5."""
     if isinstance(one, dict):

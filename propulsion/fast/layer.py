@@ -82,7 +82,13 @@ class Call:
 def _linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None, rows: Rows
 ) -> torch.Tensor:
-    """`(x W^T + b) * scale`, bias and scale everybody's or each run's own."""
+    """`(x W^T + b) * scale`, bias and scale everybody's or each run's own.
+
+    In half precision a bias that is added later would be rounded twice: there each run has its own product.
+    """
+    if bias.dim() > 1 and x.dtype in (torch.bfloat16, torch.float16):
+        own = [linear(x[part], weight, bias[run]) for run, part in enumerate(rows.runs())]
+        return scale_(torch.cat(own), scale, rows)
     if bias.dim() > 1:
         return scale_(shift_(linear(x, weight, bias.new_zeros(weight.shape[0])), bias, rows), scale, rows)
     if scale is None or scale.dim() == 1:

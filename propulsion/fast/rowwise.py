@@ -83,7 +83,12 @@ def affine(
         return normal
     if bias.dim() == 1:
         return torch.addcmul(bias, normal, weight, out=out)
-    return shift_(torch.mul(normal, weight, out=out), bias, rows)
+    parts = rows.runs()
+    if out is None:
+        return torch.cat([torch.addcmul(bias[run], normal[part], weight) for run, part in enumerate(parts)])
+    for run, part in enumerate(parts):
+        torch.addcmul(bias[run], normal[part], weight, out=out[part])
+    return out
 
 
 def shift_(y: torch.Tensor, bias: torch.Tensor, rows: Rows) -> torch.Tensor:
