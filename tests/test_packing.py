@@ -169,7 +169,9 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves(
             torch.testing.assert_close(other.trained()[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_a_pass_fails_for_its_run_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [Run(number, torch.float32, 0.0) for number in (0, 3, 1)]
     bad = find_path(runs[1].model).backbone.encoder.layer[-1].output.LayerNorm.bias  # type: ignore[union-attr]
 
@@ -185,6 +187,7 @@ def test_what_fails_in_a_pass_fails_for_its_run_alone(monkeypatch: pytest.Monkey
         pack.run([run.train for run in runs])
     assert [find_path(run.model).used for run in runs] == [FEW, 0, FEW]  # type: ignore[union-attr]
     assert pack.together == 3
+    assert capsys.readouterr().err == "pack: RuntimeError: a kernel failed; tries 2 cells in a pass\n"  # said once
 
 
 def test_jobs_that_end_at_once_leave_their_seats_to_those_behind_them() -> None:

@@ -244,7 +244,8 @@ class Pack:
                 print(f"pack: {failure}; goes on with {half} cells in a pass", file=sys.stderr)
         elif type(failure) not in self.told:
             self.told.add(type(failure))
-            print(f"pack: {type(failure).__name__}: {failure}; tries {half} cells in a pass", file=sys.stderr)
+            reason = " ".join([f"{type(failure).__name__}:", *str(failure).strip().splitlines()[:1]])
+            print(f"pack: {reason}; tries {half} cells in a pass", file=sys.stderr)
 
     def _resume(self, member: Member, answer: Any = None) -> None:
         member.resume(answer)
