@@ -18,7 +18,7 @@ REFUSED = {
     ("bitfit", "llama_7b"): "llama_7b has no biases to train; use method=",
     ("prefix_tuning", "deberta_v3_base"): "takes no past_key_values, which a prefix is given as; use method=",
 }
-READS_WEIGHTS = ("adamss", "frod", "shira")
+READS_WEIGHTS = ("adamss", "frod", "mica", "shira")
 ROBERTA_BASE, ROBERTA_BASE_HEAD = 124_647_170, 592_130
 MLP_OUT, MLP_IN, HIDDEN, LAYERS, RANK = 768, 3072, 768, 12, 8
 
