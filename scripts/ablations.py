@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from propulsion.harness import planning, sheets
+from propulsion.harness import configs, planning, sheets
 from propulsion.harness.ablations.report import write_report
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     code = 0
     try:
-        request = parse(arguments)
+        request = parse([*configs.take(arguments), *configs.flag()])
         if request.report == "after":
             cells = planning.settings_of(["experiment=ablation", *words(request)])  # names are checked before any run
             missing = planning.obstacles(cells, gpu=False)

@@ -2,9 +2,11 @@
 
     python -m scripts.methods
     python -m scripts.methods methods=lora,vera results_dir=results
+    python -m scripts.methods methods=<your own> --config-dir <folder>
 
 Each trial trains a few steps, checks that every trained number gets a gradient and that a row's logits hang on that row
-alone, saves and loads. Writes <results_dir>/methods/methods.md.
+alone, saves and loads. Writes <results_dir>/methods/methods.md; without results_dir=, only the
+whole table of conf/method.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from propulsion.harness import methods, params, sheets
+from propulsion.harness import configs, methods, params, sheets
 from propulsion.harness.errors import UserError, unknown
 
 KEYS = ("methods", "results_dir")
@@ -43,14 +45,15 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     transformers_logging.set_verbosity_error()
     try:
-        chosen = dict(word.partition("=")[::2] for word in arguments)
+        chosen = dict(word.partition("=")[::2] for word in configs.take(arguments))
         for key in chosen:
             if key not in KEYS:
                 raise unknown("argument", key, KEYS)
         asked = [name for name in chosen.get("methods", "").split(",") if name]
-        text = report(asked or params.names("method"))
+        text = report(asked or configs.names("method"))
         folder = Path(chosen.get("results_dir") or params.default_folder().parent, "methods")
-        paths = [] if asked and "results_dir" not in chosen else sheets.write(folder, "methods", {"md": text})
+        part = (asked or configs.flag()) and "results_dir" not in chosen
+        paths = [] if part else sheets.write(folder, "methods", {"md": text})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

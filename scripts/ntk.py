@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from propulsion.harness import planning, sheets
+from propulsion.harness import configs, planning, sheets
 from propulsion.harness.cell import run_cell
 from propulsion.harness.errors import UserError
 from propulsion.harness.ntk import records
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     """Measure what is missing, write the tables and figures. Exit code 2 on bad input."""
     started = time.monotonic()
     try:
-        request = parse(arguments)
+        request = parse([*configs.take(arguments), *configs.flag()])
         grid = [
             cells(request, task, backbone, seed)
             for backbone in request.backbones.split(",")

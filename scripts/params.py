@@ -4,8 +4,10 @@ Without `methods` those of the paper's grid; any other of conf/method is counted
 
     python -m scripts.params
     python -m scripts.params backbones=roberta_base,minilm methods=lora,propulsion results_dir=results
+    python -m scripts.params methods=lora,<your own> --config-dir <folder>
 
-Writes <results_dir>/params/params.{md,csv,tex}. No weights, no network, no GPU.
+Writes <results_dir>/params/params.{md,csv,tex}; without results_dir=, only the whole report. No weights, no network,
+no GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from propulsion.harness import params, sheets
+from propulsion.harness import configs, params, sheets
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.tables import escape
 from propulsion.harness.tables.as_csv import rows_to_csv
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> int:
     """Count, write the three files, print the headline. Exit code 2 on bad input."""
     started = time.monotonic()
     try:
-        chosen = dict(word.partition("=")[::2] for word in arguments)
+        chosen = dict(word.partition("=")[::2] for word in configs.take(arguments))
         for key in chosen:
             if key not in KEYS:
                 raise unknown("argument", key, KEYS)
@@ -72,13 +74,17 @@ def main(arguments: list[str]) -> int:
         folder = Path(chosen.get("results_dir") or params.default_folder().parent, "params")
         table = rows_to_csv(params.table_rows(rows))
         texts = {"md": to_markdown(rows), "csv": table, "tex": to_latex(rows)}
-        paths = sheets.write(folder, "params", texts)
+        part = bool(chosen or configs.flag()) and "results_dir" not in chosen
+        paths = [] if part else sheets.write(folder, "params", texts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(rows)} counts in {time.monotonic() - started:.0f} s")
     print(*params.headline(rows), sep="\n")
-    print("written:", *paths)
+    if paths:
+        print("written:", *paths)
+    else:
+        print("", texts["md"], "not written, as it is a part: name a folder with results_dir=", sep="\n")
     return 0
 
 

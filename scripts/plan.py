@@ -14,7 +14,7 @@ from collections import Counter
 
 import torch
 
-from propulsion.harness import leases, packing, planning, sheets, staleness
+from propulsion.harness import configs, leases, packing, planning, sheets, staleness
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import load_records
 from scripts.reproduce import Request, choose_profile, parse, results_dir, sweep_command, sweep_words
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
     try:
         if every and not (every.isdigit() and int(every) > 0):
             raise UserError(f"watch={every}: give whole seconds, as in watch=10")
-        request = parse([word for word in arguments if not word.startswith("watch=")])
+        request = parse([word for word in [*configs.take(arguments), *configs.flag()] if not word.startswith("watch=")])
         while show(request) and every:
             time.sleep(int(every))
             print(f"\n{time.strftime('%H:%M:%S')}", flush=True)

@@ -51,13 +51,13 @@ class Request:
 
 
 def parse(arguments: list[str]) -> Request:
-    """The request of `key=value` words; `--config-dir <folder>` is for the configs.
+    """The request of `key=value` words.
 
     Raises:
         UserError: another key, or words that do not go together.
     """
     request = Request()
-    for word in configs.split(arguments)[0]:
+    for word in arguments:
         key, _, value = word.partition("=")
         if key not in Request.__dataclass_fields__:
             raise unknown("argument", key, Request.__dataclass_fields__)
@@ -103,8 +103,7 @@ def main(arguments: list[str]) -> int:
     """Print the answers, or write them whole to `out=`. Exit code 2 on bad input, with one line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        configs.check(arguments)
-        request = parse(arguments)
+        request = parse(configs.take(arguments))
         lines = (json.dumps(entry, ensure_ascii=False) for entry in predict(request))
         if request.out:
             write_text(Path(request.out), "".join(f"{line}\n" for line in lines))

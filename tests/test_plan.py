@@ -56,6 +56,15 @@ def test_the_plan_is_of_the_command_that_reproduce_runs() -> None:
     assert {(c.profile, c.results_dir) for c in cells} == {("paper", "results/paper")}
 
 
+def test_cells_of_several_seeds_are_those_composed_one_by_one() -> None:
+    words = ["task=rte,cola", "backbone=roberta_base", "method=lora,propulsion", "training.epochs=3"]
+    swept = planning.settings_of([*words, "seed=0,7,10"])
+    alone = [planning.settings_of([*job, f"seed={seed}"])[0] for job in planning.expand(words) for seed in (0, 7, 10)]
+    assert swept == alone and [cell.config for cell in swept] == [cell.config for cell in alone]
+    with pytest.raises(UserError, match="seed"):
+        planning.settings_of([*words, "seed=one"])
+
+
 def test_states_are_those_the_runner_would_find() -> None:
     cells = [compose_settings(*PAPER, "method=lora", f"seed={seed}") for seed in range(5)]
     other = compose_settings(*PAPER, "method=lora", "seed=3", "training.learning_rate=0.5")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from propulsion.harness import configs
 from propulsion.harness.errors import UserError
+from propulsion.harness.tables import load_records
 from scripts import search_rates
 from scripts.search_rates import alike, best_rate, first_rates, mean_scores, next_rate, recipe_text
+from tests.conftest import CONF
+from tests.task_files import write_official
 
 
 def entry(
@@ -99,3 +105,29 @@ def test_nothing_finished_is_one_line() -> None:
     assert next_rate({}) is None
     with pytest.raises(UserError, match="no learning rate has a finished run"):
         best_rate({})
+
+
+@pytest.mark.slow
+def test_a_search_end_to_end_writes_the_recipes_of_ones_own_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tasks, a toy backbone, at least three rates; the recipes land beside the method's file, outside `conf/`."""
+    monkeypatch.setattr(configs, "_outside", None)  # put back at the end
+    for task in ("sst2", "rte"):
+        write_official(tmp_path / "glue", task)
+    own = tmp_path / "mine"
+    (own / "method").mkdir(parents=True)
+    text = (CONF / "method" / "lora.yaml").read_text().replace("name: lora", "name: lora_own")
+    (own / "method" / "lora_own.yaml").write_text(text)
+    toy = "{vocab_size:30522,hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:16}"
+    words = f"data.holdout_rows=3 training.max_steps=1 backbone.weights=random backbone.architecture={toy}"
+    options = [f"data_dir={tmp_path / 'glue'}", f"results_dir={tmp_path / 'search'}", f"overrides={words}"]
+    found = search_rates.main(["--config-dir", str(own), "on=sst2", "tasks=sst2,rte", "methods=lora_own", *options])
+    printed = capsys.readouterr()
+    assert found == 0, printed.err
+    recipes = [own / "recipe" / "lora_own" / "minilm" / f"{task}.yaml" for task in ("sst2", "rte")]
+    assert printed.out.splitlines()[-2:] == [str(path) for path in recipes]
+    first, second = (yaml.safe_load(path.read_text()) for path in recipes)
+    tried = {entry["run"]["config"]["training"]["learning_rate"] for entry in load_records(tmp_path / "search")}
+    assert first == second and first["training"]["learning_rate"] in tried and len(tried) >= 3
+    assert not (CONF / "recipe" / "lora_own").exists()

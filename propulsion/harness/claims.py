@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from propulsion.harness import params
+from propulsion.harness import configs, params
 from propulsion.harness.evidence import (
     EVALUATED_OTHERWISE,
     Record,
@@ -293,7 +293,7 @@ def _how(claim: Row) -> str:
 
 
 def _absent(method: str) -> str:
-    return "" if not method or method in params.names("method") else f"no method {method} here"
+    return "" if not method or method in configs.names("method") else f"no method {method} here"
 
 
 def _line(*texts: str) -> str:

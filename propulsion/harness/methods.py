@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from propulsion.harness import params
+from propulsion.harness import configs, params
 from propulsion.harness.backbones import load_model
 from propulsion.harness.settings import MethodSpec
 from propulsion.harness.sheets import NONE, Sheet
@@ -69,7 +69,7 @@ def rows(names: Iterable[str]) -> list[Row]:
 
 def _row(spec: MethodSpec) -> Row:
     trials = tuple(try_method(spec, family, params.load_backbone(name)) for family, name in FAMILIES.items())
-    source, rate_source = comments((params.CONF / "method" / f"{spec.name}.yaml").read_text(encoding="utf-8"))
+    source, rate_source = comments(configs.file("method", spec.name).read_text(encoding="utf-8"))
     return Row(spec, trials, adapter_size(spec), source, rate_source)
 
 
@@ -105,7 +105,7 @@ def lora_options() -> set[str]:
 
 def _lora_used() -> set[str]:
     """Those of `lora_options` that a file uses."""
-    files = [params.load_method(name).peft for name in params.names("method")]
+    files = [params.load_method(name).peft for name in configs.names("method")]
     words = [{*options, options.get("init_lora_weights")} for options in files if options.get("peft_type") == "LORA"]
     return {str(word).removesuffix("_config") for word in set().union(*words)} & lora_options()
 
@@ -116,7 +116,7 @@ def not_covered() -> dict[str, str]:
     Raises:
         KeyError: one of peft's is neither used nor listed, as after a new release.
     """
-    used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in params.names("method")}
+    used = {str(params.load_method(name).peft.get("peft_type", "")).upper() for name in configs.names("method")}
     types = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     others = {name: reason for name, reason in NOT_COVERED.items() if name not in types}
     variants = {f"LoRA, {name}": LORA_NOT_COVERED[name] for name in sorted(lora_options() - _lora_used())}

@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from baselines import Counts, apply_method, count, partition
+from propulsion.harness import configs
 from propulsion.harness.backbones import build_empty
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError
 from propulsion.harness.gauge import gauge
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import BackboneSpec, MethodSpec, TaskSpec
 from propulsion.harness.sheets import NONE, Sheet
 
-CONF = REPOSITORY / "conf"
 BYTES = 4  # trained tensors are stored in float32
 TASK = TaskSpec(name="counts", kind="classification", labels=["0", "1"])  # the paper counts with two labels
 WAYS = {
@@ -90,11 +90,6 @@ REPORTED = (  # what is counted unless methods are named: the paper's grid, unde
 )
 
 
-def names(group: str) -> list[str]:
-    """The options of a config group."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-
-
 def load_backbone(name: str) -> BackboneSpec:
     """A backbone from its YAML file."""
     return _load("backbone", name, BackboneSpec)
@@ -111,10 +106,8 @@ def load_method(name: str) -> MethodSpec:
 
 
 def _load(group: str, name: str, spec: Any) -> Any:
-    file = CONF / group / f"{name}.yaml"
-    if not file.is_file():
-        raise unknown(group, name, names(group))
-    resolved: Any = OmegaConf.to_container(OmegaConf.create({group: OmegaConf.load(file)}), resolve=True)
+    content = OmegaConf.load(configs.file(group, name))
+    resolved: Any = OmegaConf.to_container(OmegaConf.create({group: content}), resolve=True)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), resolved[group]))
 
 
@@ -149,7 +142,7 @@ def count_cell(
 def count_all(backbones: Iterable[str] | None = None, methods: Iterable[str] | None = None) -> Iterator[Count]:
     """Every row, in the order of the report: backbones, methods, then the head trained and frozen."""
     chosen = list(methods) if methods is not None else [*REPORTED, *COUNT_ONLY]
-    for backbone in map(load_backbone, backbones if backbones is not None else names("backbone")):
+    for backbone in map(load_backbone, backbones if backbones is not None else configs.names("backbone")):
         for method in map(load_method, chosen):
             if FAMILY.get(method.name, backbone.family) != backbone.family:
                 continue
