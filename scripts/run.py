@@ -12,6 +12,7 @@ a checkpoint first, twice stops at once), 128 + n stopped by signal n with its c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -104,6 +105,8 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
         entry, ran = run_cell(settings)
     except UserError as error:
         return _refuse(sweeps.Note(number, sweeps.REFUSED, settings.cell, str(error), words=words))
+    except CellStopped:
+        raise
     except RunningElsewhere as elsewhere:
         holder, alive = elsewhere.holder, elsewhere.moved
         sweeps.leave(sweeps.Note(number, sweeps.ELSEWHERE, settings.cell, holder, words=words, alive=alive))
@@ -115,6 +118,8 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
             _tell(settings, stop.finished, True, clock() - started, number, words)
         else:
             sweeps.leave(sweeps.Note(number, sweeps.STOPPED, settings.cell, words=words))
+            if isinstance(stop, stops.Interrupted) and stop.left != stops.SAVED:
+                _say(f"{settings.cell}: stopped, {stop.left}")
         if _is_worker():
             return None
         raise
@@ -122,14 +127,29 @@ def run_one(settings: Settings, number: int, words: list[str], again: bool = Fal
         if preempted.finished:
             _tell(settings, preempted.finished, True, clock() - started, number, words)
         else:
-            _say(f"{settings.cell}: stopped by signal {preempted.number}, its checkpoint is saved")
+            _say(f"{settings.cell}: stopped by signal {preempted.number}, {preempted.left}")
         if current() is not None:  # of a pack: the others save theirs first
             raise
         preempted.hand_over()
         if os.environ.get(MAIN_PROCESS) != str(os.getpid()):  # whoever waits for a launched job wants a result
             raise CellStopped(int(preempted.code or 0)) from preempted
         raise
+    except Exception as error:
+        if ranks.size() > 1:  # the others would wait for this process
+            raise
+        return _fail(settings, error, number, words)
     _tell(settings, entry, ran, clock() - started, number, words)
+
+
+def _fail(settings: Settings, error: Exception, number: int, words: list[str]) -> None:
+    """A cell that ended before or after what its record can tell of: the sweep goes on with the next."""
+    from propulsion.harness.record import error_entry
+
+    found = error_entry(error)
+    reason = f"{found['type']}: {' '.join(found['message'].split())[:200]}; {found['where']}"
+    print(f"{settings.cell}: failed without a record ({reason})", file=sys.stderr)
+    sweeps.leave(sweeps.Note(number, sweeps.FAILED, settings.cell, reason, words=words))
+    _stop(1)
 
 
 def _width(settings: Settings) -> int:
@@ -232,12 +252,14 @@ def _sweep() -> int:
 
 def _track(notes: list[sweeps.Note]) -> None:
     """Log the tables of a sweep that has any, unless who started it makes them itself."""
-    if sweeps.TABLES_FOLLOW not in os.environ and any(note.state == sweeps.DONE for note in notes):
+    done = [note for note in notes if note.state == sweeps.DONE]
+    if sweeps.TABLES_FOLLOW not in os.environ and done:
         from propulsion.harness import planning
         from propulsion.harness.tracking import log_tables
 
-        (settings,) = planning.settings_of(notes[0].words)
-        log_tables(settings)
+        with contextlib.suppress(UserError):  # a file of conf/ that went since: the records are there
+            (settings,) = planning.settings_of(done[0].words)
+            log_tables(settings)
 
 
 def _launcher() -> str | None:

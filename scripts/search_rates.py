@@ -10,6 +10,7 @@ is written to conf/recipe; of a task, backbone or method of your own (`--config-
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 
 from propulsion.harness import configs, params
 from propulsion.harness.errors import UserError
-from propulsion.harness.record import REPOSITORY, SUCCESS
+from propulsion.harness.record import REPOSITORY, SUCCESS, decisive
 from propulsion.harness.tables import load_records
 
 STEP = 3.0
@@ -76,7 +77,8 @@ def alike(records: list[dict[str, Any]], method: str, backbone: str) -> list[dic
     """The records of one method on one backbone.
 
     Raises:
-        UserError: they are not all of one size and seed, so that their scores do not compare.
+        UserError: they are not all of one size and seed, or those of a task differ in more than the rate, so that
+            their scores do not compare.
     """
     mine = [r for r in records if (r["run"]["method"], r["run"]["backbone"]) == (method, backbone)]
     sizes = {(r["run"]["seed"], r["run"]["data"]["train_rows"], r["run"]["data"]["eval_rows"]) for r in mine}
@@ -86,7 +88,23 @@ def alike(records: list[dict[str, Any]], method: str, backbone: str) -> list[dic
             f"the search of {method} on {backbone} needs runs of one (seed, training rows, held-out rows), "
             f"found {found}; give a results_dir of its own"
         )
+    ways: dict[str, set[str]] = {}
+    for entry in mine:
+        ways.setdefault(entry["run"]["task"], set()).add(_way(entry["run"]))
+    mixed = [task for task, found in ways.items() if len(found) > 1]
+    if mixed:
+        raise UserError(
+            f"the runs of {method} on {mixed[0]} differ in other settings or data than the learning rate: "
+            "give each search a results_dir of its own"
+        )
     return mine
+
+
+def _way(run: dict[str, Any]) -> str:
+    """All that decides a run's score but the learning rate."""
+    config = decisive(run)
+    training = {key: value for key, value in config["training"].items() if key != "learning_rate"}
+    return json.dumps([{**config, "training": training}, run["data"]["fingerprint"]], sort_keys=True)
 
 
 def mean_scores(records: list[dict[str, Any]], tasks: list[str]) -> Scores:
@@ -160,11 +178,12 @@ def search(options: dict[str, str]) -> list[Path]:
             run_rates(options, method, [rate])
         records = alike(load_records(options["results_dir"]), method, backbone)
         scores = mean_scores(records, compared)
+        done = next((entry for entry in records if entry["status"] == SUCCESS), records[0])
         for task in options["tasks"].split(","):
             root = configs.owner(("method", method), ("backbone", backbone), ("task", task))
             path = root / "recipe" / method / backbone / f"{task}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(recipe_text(scores, compared, records[0]), encoding="utf-8")
+            path.write_text(recipe_text(scores, compared, done), encoding="utf-8")
             written.append(path)
     return written
 

@@ -129,6 +129,29 @@ def test_a_crash_is_recorded_as_failed_and_the_cell_runs_again(
     assert entry["status"] == "success"
 
 
+def test_a_failure_of_a_cell_that_is_run_again_for_its_weights_leaves_its_record(
+    tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, _ = run_cell(tiny("training.keep_weights=none"))
+    monkeypatch.setattr(cell_module, "train", lambda *_, **__: 1 / 0)
+    again = tiny("training.keep_weights=both")
+    entry, ran = run_cell(again)
+    assert ran and entry["status"] == "failed" and entry["key"] == done["key"]
+    kept = record.read_record(record.record_path(again, done["key"]))
+    assert kept is not None and kept["status"] == "success" and kept["eval"] == json.loads(json.dumps(done["eval"]))
+    assert "failed when it was run again; the record of its success stays" in capsys.readouterr().err
+    monkeypatch.undo()
+    entry, ran = run_cell(again)
+    assert ran and set(entry["run"]["kept"]) == {"last", "best"}
+
+
+def test_a_split_without_two_halves_is_refused(tiny: ComposeCell) -> None:
+    with pytest.raises(UserError, match=r"a split of one row has no halves.*raise training\.max_eval_rows"):
+        run_cell(tiny("task=rte", "training.max_eval_rows=1"))
+    with pytest.raises(UserError, match="a split of one question has no halves"):
+        run_cell(tiny("task=copa", "training.max_eval_rows=2"))
+
+
 @pytest.mark.parametrize("broken_checkpoint", [False, True])
 def test_an_interrupted_run_goes_on_from_its_checkpoint_and_ends_the_same(
     tiny: ComposeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_checkpoint: bool

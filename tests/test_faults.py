@@ -525,6 +525,19 @@ def test_ctrl_c_twice_stops_at_once(tiny: ComposeCell, monkeypatch: pytest.Monke
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_stop_says_what_it_leaves(tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*words: str) -> str:
+        at_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(stops.Preempted) as preempted:
+            run_cell(tiny(*OPTIONS, NEVER, *words))
+        return preempted.value.left
+
+    assert stopped() == stops.SAVED
+    assert stopped("method=adalora") == stops.ANEW
+    monkeypatch.setattr(checkpoints, "seal", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert stopped("seed=5") == stops.UNSAVED
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_batch_systems_signal_saves_a_checkpoint_and_is_handed_on(
     tiny: ComposeCell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from baselines import apply_method
-from propulsion.harness import configs, planning
+from propulsion.harness import configs, planning, sweeps
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import DataSpec, LocalSpec, MethodSpec, TaskSpec
@@ -256,6 +256,12 @@ def test_a_recipe_lies_where_its_options_do_and_runs_follow_it(own_lora: list[st
     configs.take([])
     with pytest.raises(UserError, match="unknown method 'lora_r2'"):
         configs.file("method", "lora_r2")
+
+
+def test_a_sweeps_summary_names_the_folder_outside(own_lora: list[str]) -> None:
+    configs.take(own_lora)
+    command = sweeps.Note(0, sweeps.FAILED, words=["method=lora_r2"]).command
+    assert command.split() == ["python", "-m", "scripts.run", *own_lora, "method=lora_r2"]
 
 
 def test_all_methods_are_those_outside_too(own_lora: list[str]) -> None:

@@ -104,6 +104,10 @@ def test_cuts_and_unknown_rows() -> None:
     tiny = compose_settings("experiment=tiny", "task=rte")
     assert planning.estimate(tiny, speeds)[0] == pytest.approx((4 * 8 + 2 * 32 / 3) / 4000)
     assert planning.estimate(tiny, planning.Speeds([], gpu=False))[0] == pytest.approx((32 + 64 / 3) / 150)
+    mnli = compose_settings("experiment=tiny", "task=mnli")  # each of its two splits has the rows, and the cut
+    assert planning.estimate(mnli, speeds)[0] == pytest.approx((4 * 8 + 2 * 64 / 3) / 4000)
+    cut = compose_settings(*PAPER, "task=mnli", "method=lora", "training.max_steps=10", "training.max_eval_rows=30")
+    assert planning.estimate(cut, speeds)[0] == pytest.approx((10 * 32 + 10 * 20) / 600)
 
 
 def test_what_keeps_a_sweep_from_starting_is_said(

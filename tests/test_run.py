@@ -151,6 +151,45 @@ def test_a_sweep_goes_on_after_a_failed_cell_and_ends_with_1(
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("pack", ["off", "2"])
+def test_a_cell_whose_model_cannot_be_built_is_recorded_as_failed_and_the_next_one_runs(
+    pack: str, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("backbone.architecture.num_attention_heads=5,2", "training.fast_path=auto", f"sweep.pack={pack}")
+    assert command("-m", *TINY, *words) == 1
+    assert "sweep of 2 cells: 1 done, 1 failed" in capsys.readouterr().out
+    records = [json.loads(path.read_text()) for path in Path("out").rglob("*.json")]
+    assert sorted(entry["status"] for entry in records) == ["failed", "success"]
+
+
+def test_an_error_outside_what_a_record_can_tell_is_one_line_and_the_sweep_goes_on(
+    command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of = cell_module.rows_of
+
+    def stale(source: Any, settings: Any) -> Any:
+        if settings.seed == 0:
+            raise OSError(116, "Stale file handle")
+        return rows_of(source, settings)
+
+    monkeypatch.setattr(cell_module, "rows_of", stale)
+    assert command("-m", *TINY, "seed=0,1") == 1
+    printed = capsys.readouterr()
+    (said,) = [line for line in printed.err.splitlines() if "seed 0" in line]
+    assert "failed without a record (OSError: [Errno 116] Stale file handle; test_run.py:" in said
+    assert "sweep of 2 cells: 1 done, 1 failed" in printed.out and "  again: " in printed.out
+
+
+def test_a_refused_first_cell_does_not_keep_a_sweep_from_its_end(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    assert command("-m", *TINY, "training.learning_rate=-1,1e-3") == 2
+    printed = capsys.readouterr()
+    assert "sweep of 2 cells: 1 done, 1 refused" in printed.out and printed.err.count("error: ") == 1
+    assert not list(Path("out").glob(".sweep-*"))
+
+
 def test_a_sweep_typed_again_skips_what_is_done(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("-m", *TINY, "task=rte", "seed=0,1") == 0
     capsys.readouterr()

@@ -30,8 +30,8 @@ def entry(
             "method": method,
             "backbone": "minilm",
             "seed": seed,
-            "config": {"training": {"learning_rate": rate}},
-            "data": {"train_rows": 800, "eval_rows": 300},
+            "config": {"training": {"learning_rate": rate, "start_from": None}},
+            "data": {"train_rows": 800, "eval_rows": 300, "fingerprint": task},
         },
         "eval": {"primary": "accuracy", "last": {"accuracy": score} if status == "success" else None},
         "cost": {"steps": 100},
@@ -97,6 +97,15 @@ def test_only_runs_of_one_method_backbone_size_and_seed_are_compared() -> None:
     assert alike(records, "lora", "minilm") == records[:1]
     with pytest.raises(UserError, match=r"one \(seed, training rows, held-out rows\)"):
         alike([*records, entry("sst2", 1e-3, 0.9, seed=1)], "lora", "minilm")
+    for group, other in (
+        ("config", {"training": {"learning_rate": 1e-3, "batch_size": 8}}),
+        ("data", {"fingerprint": "x"}),
+    ):
+        another = entry("sst2", 3e-3, 0.9)
+        another["run"][group] = {**another["run"][group], **other}
+        with pytest.raises(UserError, match="the runs of lora on sst2 differ in other settings or data"):
+            alike([*records, another], "lora", "minilm")
+    assert len(alike([*records, entry("rte", 3e-3, 0.9)], "lora", "minilm")) == 2
     with pytest.raises(UserError, match="found none"):
         alike(records, "full", "minilm")
 

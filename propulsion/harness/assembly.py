@@ -17,6 +17,7 @@ from propulsion.harness.backbones import Weights, center_head, load_model, load_
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import Source, TaskData, hold_out, subset
+from propulsion.harness.sources.base import examples
 
 LEAST_TOKENS = 8
 
@@ -34,6 +35,11 @@ def rows_of(source: Source, settings: Settings) -> TaskData:
     if spec.max_eval_rows is not None:
         official = official and all(len(rows) <= spec.max_eval_rows for rows in parts.values())
         parts = {suffix: subset(rows, spec.max_eval_rows, seed, grouped) for suffix, rows in parts.items()}
+    if min(map(examples, parts.values())) < 2:
+        raise UserError(
+            f"{settings.cell}: a split of one {'question' if grouped else 'row'} has no halves to choose a "
+            "checkpoint on and to score it on; raise training.max_eval_rows"
+        )
     return TaskData(train=train_rows, parts=parts, source=data.source, official=official)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import logging
@@ -122,7 +121,7 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
     entry = record.sealed(record.finite(entry))
     if ranks.rank() == 0:
         lease.check()
-        _write(record.record_path(settings, key), entry)
+        _write(settings, record.record_path(settings, key), entry)
         if entry["status"] != record.FAILED and not settings.training.keep_checkpoints:
             shutil.rmtree(checkpoints, ignore_errors=True)
     tracker.finish(entry)
@@ -136,12 +135,18 @@ def _run_and_record(settings: Settings, key: str, source: Source, fingerprint: s
     return entry
 
 
-def _write(path: Path, entry: dict[str, Any]) -> None:
-    """Write the record.
+def _write(settings: Settings, path: Path, entry: dict[str, Any]) -> None:
+    """Write the record, unless it tells less than the one that is there: of a cell run again for its weights.
 
     Raises:
         UserError: the disk does not take it. The checkpoint stays, so that little is lost.
     """
+    worth = (record.FAILED, record.DIVERGED, record.SUCCESS)
+    known = record.read_record(path)
+    if known is not None and worth.index(known["status"]) > worth.index(entry["status"]):
+        said = f"{settings.cell}: {entry['status']} when it was run again; the record of its {known['status']} stays"
+        print(said, file=sys.stderr)
+        return
     try:
         record.write_record(path, entry)
     except OSError as error:
@@ -155,9 +160,14 @@ def _refuse_early(settings: Settings) -> None:
     """What cannot work is refused on an empty model, before weights are read or anything is written."""
     find_weights(settings.backbone)
     quantization.check_installed(settings.backbone)
-    with contextlib.suppress(NeedsWeightsError):  # refused when the weights are there
+    try:
         tuned = apply_method(build_empty(settings.backbone, settings.task), settings.method, settings.backbone)
         row_length(settings, tuned)
+    except UserError as error:
+        if not isinstance(error, NeedsWeightsError):  # refused when the weights are there
+            raise
+    except Exception:  # the run itself ends in it as well, with a record that says so
+        return
 
 
 def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict[str, Any]:

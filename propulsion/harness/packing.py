@@ -364,6 +364,8 @@ def _look(settings: Settings) -> str:
         chosen = speed.set_up(model, settings.training)
     except UserError as error:
         return str(error)  # the cell itself is refused with it
+    except Exception as error:  # the cell itself fails with it
+        return f"{type(error).__name__}: {error}"
     path = find_path(model)
     if path is None:
         return (chosen.path or "its features are computed once").removeprefix("plain: ")

@@ -24,7 +24,7 @@ from propulsion.harness.backbones import find_weights
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.leases import Found
 from propulsion.harness.record import DIVERGED, FAILED, SUCCESS, cell_key
-from propulsion.harness.settings import BackboneSpec, Settings, TaskSpec, explain, read_settings, total_steps
+from propulsion.harness.settings import BackboneSpec, Settings, explain, read_settings, total_steps
 from propulsion.harness.sources import open_source
 from propulsion.harness.staleness import Fingerprints, is_of, name_of
 
@@ -226,22 +226,27 @@ class Speeds:
         return ASSUMED[self.gpu].get(backbone, ASSUMED_OTHER[self.gpu])
 
 
-def _dev_rows(task: TaskSpec) -> int:
-    return sum(task.dev_rows.values()) * QUESTION_ROWS.get(task.name, 1)
+def _scored_rows(settings: Settings) -> int:
+    """Rows of an evaluation: of each scored split, as cut by `max_eval_rows`."""
+    task, most = settings.task, settings.training.max_eval_rows
+    if settings.data.holdout_rows:
+        splits = [settings.data.holdout_rows]
+    elif settings.data.source == "generated":
+        splits = [settings.data.eval_rows] * len(task.parts)
+    else:
+        splits = [task.dev_rows.get(split, 0) * QUESTION_ROWS.get(task.name, 1) for split in task.parts.values()]
+    return sum(min(rows, most or rows) for rows in splits)
 
 
 def estimate(settings: Settings, speeds: Speeds) -> tuple[float | None, bool]:
     """Seconds that a cell takes, evaluation included, and whether the speed was measured."""
     speed, measured = speeds.of(settings.backbone.name, settings.method.name, settings.task.name)
     spec, data = settings.training, settings.data
-    generated = data.source == "generated"
-    rows = data.train_rows if generated else TRAIN_ROWS.get(settings.task.name)
+    rows = data.train_rows if data.source == "generated" else TRAIN_ROWS.get(settings.task.name)
     if rows is None:
         return None, measured
-    scored = data.eval_rows if generated else _dev_rows(settings.task)
-    if data.holdout_rows:
-        rows, scored = rows - data.holdout_rows, data.holdout_rows
-    rows, scored = min(rows, spec.max_train_rows or rows), min(scored, spec.max_eval_rows or scored)
+    rows -= data.holdout_rows or 0
+    rows, scored = min(rows, spec.max_train_rows or rows), _scored_rows(settings)
     steps = total_steps(spec, rows)
     every = spec.eval_steps or max(1, steps // spec.evaluations)
     trained = steps * spec.batch_size * spec.accumulation

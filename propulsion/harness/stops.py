@@ -18,20 +18,23 @@ from propulsion.harness import ranks
 
 STOP_FILE = "PROPULSION_STOP"  # in the environment of a sweep's workers: where the sweep says that it stops
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SAVED = "its checkpoint is saved"
+UNSAVED = "its checkpoint could not be saved: it goes on from an earlier one, or starts again"
+ANEW = "its method goes on from no checkpoint: it starts again"
 LINE = "stopping: a checkpoint is saved first; Ctrl-C again stops at once\n"
 _LOOK_SECONDS = 0.5
 _threads: list[Stop] = []  # what was asked of the threads of this process, which get no signals themselves
 
 
 class Preempted(SystemExit):
-    """A batch system's signal ended the run; its checkpoint is saved. The exit code is the shell's, 128 + signal.
+    """A batch system's signal ended the run. The exit code is the shell's, 128 + signal.
 
-    `finished` is the record of a run that had no step left when the signal came.
+    `finished` is the record of a run that had no step left when the signal came; `left` says what any other one left.
     """
 
-    def __init__(self, number: int, before: Any, finished: dict[str, Any] | None = None) -> None:
+    def __init__(self, number: int, before: Any, finished: dict[str, Any] | None = None, left: str = SAVED) -> None:
         super().__init__(128 + number)
-        self.number, self.before, self.finished = number, before, finished
+        self.number, self.before, self.finished, self.left = number, before, finished, left
 
     def hand_over(self) -> None:
         """Give the signal to whom it was meant for before: submitit's handler requeues the job and exits."""
@@ -40,11 +43,11 @@ class Preempted(SystemExit):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, heeded in order. `finished` as in `Preempted`."""
+    """Ctrl-C, heeded in order. `finished` and `left` as in `Preempted`."""
 
-    def __init__(self, finished: dict[str, Any] | None = None) -> None:
+    def __init__(self, finished: dict[str, Any] | None = None, left: str = SAVED) -> None:
         super().__init__()
-        self.finished = finished
+        self.finished, self.left = finished, left
 
 
 class Stop:
@@ -63,16 +66,16 @@ class Stop:
             self.number = int(signal.SIGINT) if Path(file).exists() else None
         return self.number is not None
 
-    def leave(self, finished: dict[str, Any] | None = None) -> None:
-        """End the run, after its checkpoint, or after its record, which is then `finished`.
+    def leave(self, finished: dict[str, Any] | None = None, left: str = SAVED) -> None:
+        """End the run, after its checkpoint (`left` says what came of it), or after its record, then `finished`.
 
         Raises:
             Interrupted: Ctrl-C, or another process of the run was asked.
             Preempted: a batch system's signal.
         """
         if self.number in PREEMPTION:
-            raise Preempted(int(self.number), self.before.get(self.number), finished)
-        raise Interrupted(finished)
+            raise Preempted(int(self.number), self.before.get(self.number), finished, left)
+        raise Interrupted(finished, left)
 
     def receive(self, number: int, frame: Any) -> None:
         """The signal handler."""

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from propulsion.harness import configs
 from propulsion.harness.errors import UserError
 from propulsion.harness.files import write_text
 
@@ -61,7 +62,7 @@ class Note:
     def command(self) -> str:
         """What to type to run this cell alone; a diverged one counts as done and has to be asked for."""
         words = [*self.words, *(["rerun=true"] if self.state == DIVERGED else [])]
-        return shlex.join(["python", "-m", "scripts.run", *words])
+        return shlex.join(["python", "-m", "scripts.run", *configs.flag(), *words])
 
 
 def begin(results_dir: str, cells: int) -> None:

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from baselines import Partition
 from propulsion.fast import find_path
-from propulsion.harness import checkpoints, packing, ranks
+from propulsion.harness import checkpoints, packing, ranks, stops
 from propulsion.harness.batches import take_host_mask
 from propulsion.harness.meter import Meter
 from propulsion.harness.optimizing import parameter_groups
@@ -34,6 +34,7 @@ class CellTrainer(Trainer):
     """
 
     _said = False
+    _saved_at: int | None = None  # the step of the last checkpoint that was written whole
 
     def __init__(self, *, partition: Partition, spec: TrainingSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -117,6 +118,12 @@ class CellTrainer(Trainer):
                 reason = str(problem).strip().splitlines()[0]
                 print(f"no checkpoint could be saved ({reason}); training goes on without it", file=sys.stderr)
             self._said = True
+        else:
+            self._saved_at = self.state.global_step
+
+    def left(self) -> str:
+        """What a stop after this step leaves."""
+        return stops.SAVED if self._saved_at == self.state.global_step else stops.UNSAVED
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)

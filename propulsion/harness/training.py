@@ -69,7 +69,7 @@ def train(
     """Train the model's trainable parameters, from the last whole checkpoint in `folder` if there is one.
 
     Raises:
-        KeyboardInterrupt, Preempted: asked to stop; a checkpoint was saved.
+        KeyboardInterrupt, Preempted: asked to stop; `left` says whether a checkpoint was saved.
     """
     spec = settings.training
     precision = resolve_precision(spec.precision, settings.backbone.dtype)
@@ -89,7 +89,7 @@ def train(
         whole = ranks.agreed(lambda: checkpoints.to_resume(model, folder)) if resumable(model) else None
         _run_to_the_end(trainer, watch, whole)
         if watch.stopped and not watch.diverged:
-            stop.leave()
+            stop.leave(left=trainer.left() if resumable(model) else stops.ANEW)
         late = stop if stop.asked() else None
     trainer.meter.settle()
     log = trainer.state.log_history

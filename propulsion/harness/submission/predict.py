@@ -80,12 +80,9 @@ class Predictor:
         """
         kept: dict[str, Any] | None = (self.record["run"].get("kept") or {}).get(self.rule)
         if kept is None:
-            run = self.record["run"]
             raise UserError(
-                f"{self.name} kept no weights of its {self.rule} evaluation: run it again as it was with "
-                f"training.keep_weights=both, as in python -m scripts.run task={run['task']} "
-                f"backbone={run['backbone']} method={run['method']} seed={run['seed']} "
-                f"results_dir={self.results_dir} training.keep_weights=both"
+                f"{self.name} kept no weights of its {self.rule} evaluation: type the command that ran it again, with "
+                f"training.keep_weights=both added and results_dir={self.results_dir}; it keeps its key"
             )
         return kept
 
