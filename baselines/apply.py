@@ -105,6 +105,7 @@ def _wrap(model: PreTrainedModel, method: MethodSpec, backbone: BackboneSpec, st
             raise
         raise NeedsWeightsError(f"method {method.name} reads the weights before it knows what it trains") from error
     _check_prefix(tuned, method, backbone)
+    _check_norms(tuned, method, backbone)
     if method.head == "wrapped":
         _unfreeze_wrapped_head(tuned, method, backbone)
     return tuned
@@ -145,6 +146,19 @@ def _check_prefix(tuned: peft.PeftModel, method: MethodSpec, backbone: BackboneS
         raise UserError(
             f"method {method.name} on {backbone.name}: {type(encoder).__name__} takes no past_key_values, which a "
             "prefix is given as; use method=prompt_tuning or p_tuning"
+        )
+
+
+def _check_norms(tuned: peft.PeftModel, method: MethodSpec, backbone: BackboneSpec) -> None:
+    """Refuse a tuner of the norms that leaves some out, as where a backbone of one's own calls them by another name."""
+    if tuned.active_peft_config.peft_type != peft.PeftType.LN_TUNING:
+        return
+    kinds = [name for name, module in tuned.named_modules() if type(module).__name__.endswith("Norm")]
+    left = [name for name in kinds if ".base_layer" not in name and ".ln_tuning_layers" not in name]
+    if left := [name for name in left if not in_head(name, backbone.head)]:
+        raise UserError(
+            f"method {method.name} leaves {len(left)} of {backbone.name}'s norms out, as {left[0]}: "
+            "name them all with a regex in method.peft.target_modules"
         )
 
 

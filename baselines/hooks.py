@@ -1,6 +1,7 @@
 """What some methods need beside their parameters, asked of peft and not of a method's name.
 
-Virtual tokens take places of the position table; a start may be computed from data; a budget moves during training.
+Virtual tokens take places of the position table; a start may be computed from data; a budget moves during training; a
+merge has to put back a head that is more than one layer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import initialize_lora_eva_weights
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -31,6 +33,29 @@ def virtual_tokens(model: nn.Module) -> int:
     """Places of the position table that the method takes before a row's own tokens."""
     config = _config(model)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+def merge(model: peft.PeftModel) -> nn.Module:
+    """The model with the adapter folded into its weights: peft's `merge_and_unload`, for heads of several layers too.
+
+    peft 0.21 ends the replacement of every module by copying its `weight`, which RoBERTa's head and DeBERTa's pooler,
+    trained beside the adapter, do not have.
+
+    Raises:
+        ValueError, NotImplementedError, AttributeError, TypeError: the method cannot be merged.
+    """
+    tuner: Any = model.base_model
+    replace = tuner._replace_module
+
+    def replace_any(parent: nn.Module, name: str, new: nn.Module, old: nn.Module) -> None:
+        if isinstance(old, AuxiliaryTrainingWrapper):
+            setattr(parent, name, new)
+        else:
+            replace(parent, name, new, old)
+
+    tuner._replace_module = replace_any
+    merged: nn.Module = tuner.merge_and_unload()
+    return merged
 
 
 def starts_from_data(model: nn.Module) -> bool:

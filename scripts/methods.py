@@ -24,7 +24,8 @@ KEYS = ("methods", "results_dir")
 EXPLAINED = (
     "Every `yes` was tried when this table was made, on a tiny random model of the family: four steps of training in "
     "which each trained number gets a gradient, logits that hang neither on the other rows of a batch nor on padding, "
-    "and the same logits after saving and loading.",
+    "and the same logits after saving and loading. merges: the adapter folds into the backbone's weights, to the same "
+    "logits, so that it costs nothing to use.",
     f"adapter: trained parameters outside the head on {methods.COUNTED_ON}. rate: the default learning rate of "
     "`conf/method`; runs on real data take theirs from `conf/recipe` where one was searched.",
 )

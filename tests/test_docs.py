@@ -41,7 +41,7 @@ from scripts import export as export_script
 from tests.conftest import ROOT, ComposeCell
 from tests.task_files import write_official
 from tests.test_setup import MAKE, clone, make  # noqa: F401  (clone is a fixture)
-from tests.tiny_models import tiny_classifier
+from tests.tiny_models import VOCABULARY, tiny_classifier
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_PAGES = ("README", "quickstart", "protocol", "adapters", "record", "failures")  # the others have tests of their own
@@ -415,3 +415,44 @@ print(*sorted({{name.split(".")[0] for name in set(sys.modules) - before}}))
     assert ours_took < 0.5 * theirs_took
     new = set(modules.split()) - set(sys.stdlib_module_names)
     assert new <= {"propulsion", "torch", "transformers", "peft"}
+    _the_readmes_example_works_from_the_wheel(target, tmp_path)
+
+
+TRAIN = """
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+losses = []
+for _ in range(5):
+    loss = model(ids, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+trained = model.eval()(ids).logits
+"""
+CHECK = """
+assert losses[-1] < losses[0], losses
+assert not [name for name in sys.modules if name.startswith(("propulsion.harness", "hydra", "wandb", "datasets"))]
+again = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2), "adapter")
+torch.testing.assert_close(again.eval()(ids).logits, trained, rtol=0, atol=1e-6)
+torch.testing.assert_close(merged(ids).logits, trained, rtol=1e-4, atol=1e-5)
+"""
+
+
+def _the_readmes_example_works_from_the_wheel(site: Path, folder: Path) -> None:
+    """Trained, saved, loaded and merged, on a tiny RoBERTa, with nothing of this repository on the path."""
+    tiny_classifier("roberta").save_pretrained(folder / "roberta")
+    (example,) = [
+        code for language, code in fences(ROOT / "README.md") if language == "python" and "propulsion" in code
+    ]
+    assert example.count("...  # train") == 1
+    line = next(line for line in example.splitlines() if line.startswith("...  # train"))
+    code = example.replace("FacebookAI/roberta-base", str(folder / "roberta")).replace(line, TRAIN)
+    start = f"""
+import sys, torch
+sys.path.insert(0, {str(site)!r})
+torch.manual_seed(0)
+ids, labels = torch.randint(4, {VOCABULARY}, (4, 10)), torch.tensor([0, 1, 0, 1])
+"""
+    command = [sys.executable, "-c", start + code + CHECK]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

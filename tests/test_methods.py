@@ -32,8 +32,11 @@ METHODS = names("method")
 WITH_PEFT = [name for name in METHODS if params.load_method(name).apply == "peft"]
 REFUSED = {
     ("bitfit", "LLaMA"): "llama_7b has no biases to train",
+    ("bitfit", "Mistral"): "mistral_7b has no biases to train",
     ("prefix_tuning", "DeBERTa-v3"): "DebertaV2Model takes no past_key_values",
 }
+NO_MERGE = {"full", "head", "bitfit", "prompt_tuning", "prefix_tuning", "p_tuning"}  # no change of a frozen weight
+UNMERGED = {("beft", "LLaMA"), ("beft", "Mistral")}  # their layers have no bias to fold one into
 ROBERTA_HEAD = 592_130
 
 
@@ -56,6 +59,7 @@ def test_it_works_or_says_why_not(name: str, family: str) -> None:
         assert REFUSED[name, family] in found.problem
     else:
         assert found.problem is None
+        assert found.merges == (None if name in NO_MERGE else (name, family) not in UNMERGED)
 
 
 def spec(**peft_options: Any) -> MethodSpec:
@@ -290,6 +294,14 @@ def test_a_prompt_trains_the_head() -> None:
         tuned_model(params_of)
 
 
+def test_a_tuner_of_the_norms_takes_all_of_them_or_none() -> None:
+    method = params.load_method("ln_tuning")
+    tuned_model(method, "DeBERTa-v3")
+    method.peft["target_modules"] = ".*attention.*LayerNorm"
+    with pytest.raises(UserError, match=r"leaves 3 of minilm's norms out, as .*embeddings\.LayerNorm: name them all"):
+        tuned_model(method)
+
+
 # The table
 
 
@@ -315,11 +327,11 @@ def test_the_table_says_what_was_tried(capsys: pytest.CaptureFixture[str], tmp_p
     table = {
         row[0]: row for row in ([c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()) if row
     }
-    assert table["bitfit"][2:6] == ["yes", "yes", "yes", "no (1)"]
+    assert table["bitfit"][2:9] == ["yes", "yes", "yes", "no (1)", "no (2)", "yes", methods.NONE]
     assert "1. method bitfit: llama_7b has no biases to train" in text
-    assert table["shira"][6] == f"{12 * 8 * (384 + 384):,}"  # counted on real weights, which it reads
-    assert table["vera"][6] == f"{12 * (256 + 384):,}"
-    assert table["vera"][7:9] == ["0.02", "peft's sequence-classification example (RoBERTa-base, MRPC)"]
+    assert table["shira"][8:10] == ["yes", f"{12 * 8 * (384 + 384):,}"]  # counted on real weights, which it reads
+    assert table["vera"][8:10] == ["yes", f"{12 * (256 + 384):,}"]
+    assert table["vera"][10:12] == ["0.02", "peft's sequence-classification example (RoBERTa-base, MRPC)"]
     assert all(f"- {name}: " in text for name in methods.NOT_COVERED)
 
 
@@ -342,6 +354,7 @@ def test_the_committed_table_has_the_file_as_it_is(name: str) -> None:
     (line,) = [line for line in committed().splitlines() if re.match(rf"\| {name} +\|", line)]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1] == method.peft.get("peft_type", methods.NONE)
-    assert cells[7] == f"{method.learning_rate:g}"
-    for family, cell in zip(FAMILIES, cells[2:6], strict=True):
+    families = cells[2 : 2 + len(FAMILIES)]
+    assert cells[2 + len(FAMILIES) :][2] == f"{method.learning_rate:g}"
+    for family, cell in zip(FAMILIES, families, strict=True):
         assert cell.startswith("no (") == ((name, family) in REFUSED)

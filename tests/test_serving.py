@@ -19,9 +19,11 @@ from peft import PeftModel
 from propulsion.harness import record as records
 from propulsion.harness.backbones import MeanPoolingBert, build_empty
 from propulsion.harness.cell import run_cell
+from propulsion.harness.errors import UserError
 from propulsion.harness.serving import export as export_module
 from propulsion.harness.serving.answers import answer
 from propulsion.harness.serving.card import model_card
+from propulsion.harness.serving.inputs import typed
 from propulsion.harness.serving.open import open_adapter, predictor_of
 from propulsion.harness.sources import open_source
 from propulsion.harness.submission.predict import Predictor
@@ -248,6 +250,15 @@ def test_a_public_config_keeps_a_hub_name_and_no_folder(tmp_path: Path) -> None:
     assert public(str(tmp_path / "gone")) == "gone" and public("~/mine/model") == "model"
 
 
+def test_a_task_about_marked_words_wants_the_marks() -> None:
+    wic, wsc = (compose_settings("experiment=tiny", f"task={name}").task for name in ("wic", "wsc"))
+    assert typed("my mouth *waters*", "the *water* is cold", wic) == ["my mouth *waters*", "the *water* is cold"]
+    assert typed("*The queen* met the boy before #he# left.", None, wsc)
+    for task, texts in ((wic, ("my mouth *waters*", "the water")), (wsc, ("*The queen* met him.", None))):
+        with pytest.raises(UserError, match=f"{task.name} asks about marked words, as in .*there are none in"):
+            typed(*texts, task)
+
+
 def test_virtual_tokens_are_in_no_whole_model(
     backbone: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +336,20 @@ def test_card_is_written_from_the_record(finished: dict[str, Path]) -> None:
     for fact in facts:
         assert fact in body, fact
     assert "More Information Needed" not in text
+
+
+def test_card_of_a_task_and_method_of_ones_own(finished: dict[str, Path]) -> None:
+    entry = json.loads(finished["rte"].read_text())
+    assert "language: en" in model_card(entry, "last")
+    entry["run"]["suite"] = "mine"
+    method, backbone = entry["run"]["config"]["method"], entry["run"]["config"]["backbone"]
+    method |= {"module": "my_tuner", "peft": {"peft_type": "MY_TUNER", "num_virtual_tokens": 20}}
+    entry["run"]["config"]["training"]["max_length"] = backbone["max_length"]
+    text = model_card(entry, "last")
+    assert "language" not in text and "\nimport my_tuner  # makes the method known to peft\n" in text
+    assert f"max_length={backbone['max_length'] - 20}," in text
+    method["module"] = "os; import sys"
+    assert "import sys" not in model_card(entry, "last")
 
 
 @pytest.mark.parametrize(("task", "whole"), [("rte", False), ("sst2", False), ("stsb", True), ("sst2", True)])

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from baselines.hooks import merge
 from propulsion.harness.assembly import row_length
 from propulsion.harness.encode import encode
 from propulsion.harness.errors import UserError
@@ -56,19 +58,19 @@ class Classifier:
         back[order] = logits
         return back
 
-    def merge(self) -> None:
+    def merge(self, asked: str = "merge=true") -> None:
         """Fold the adapter into the backbone's weights: same answers to rounding, no cost.
 
         Raises:
             UserError: there is no adapter, or it cannot be merged.
         """
-        if not hasattr(self.model, "merge_and_unload"):
-            raise UserError(f"{self.name} has no adapter to merge: leave merge=true out")
+        if not isinstance(self.model, PeftModel) or not hasattr(self.model, "merge_and_unload"):
+            raise UserError(f"{self.name} has no adapter to merge: leave {asked} out")
         try:
-            self.model = self.model.merge_and_unload().eval()
+            self.model = merge(self.model).eval()
         except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.name} cannot be merged ({reason}): leave merge=true out") from error
+            raise UserError(f"{self.name} cannot be merged ({reason}): leave {asked} out") from error
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(self.precision))

@@ -20,11 +20,11 @@ from propulsion.harness.trial import FAMILIES, PAD, Trial, try_method
 LORA_NOT_COVERED = {
     "alora_invocation_tokens": "decoders whose texts all hold its invocation",
     "arrow": "mixes LoRA adapters that were trained before",
-    "corda": "its start is computed by a pass over data before peft wraps the model",
+    "corda": "its start needs a pass over data before peft wraps the model, where EVA's comes after: no hook of peft's does it",
     "gaussian": "another spread of the start alone: `method.peft.init_lora_weights=gaussian` on any LoRA",
     "kasa": "two terms of its loss are left to the training loop, and it changes the frozen weights for good",
     "loftq": "quantizes the backbone that it is compared on",
-    "lora_ga": "its start is computed from gradients before peft wraps the model",
+    "lora_ga": "its start needs gradients of the bare model, before peft wraps it: no hook of peft's does it",
     "monteclora": "a term of its loss is left to the training loop",
     "pissa_niter_[number of iters]": "a faster start of PiSSA: `method.peft.init_lora_weights=pissa_niter_16`",
     "use_qalora": "for GPTQ weights alone",
@@ -139,6 +139,7 @@ def sheet(found: list[Row]) -> tuple[Sheet, list[str]]:
             row.spec.name,
             str(row.spec.peft.get("peft_type", NONE)),
             *map(word, row.trials),
+            _merged(row.trials),
             NONE if row.adapter is None else f"{row.adapter:,}",
             f"{row.spec.learning_rate:g}",
             row.rate_source,
@@ -146,5 +147,14 @@ def sheet(found: list[Row]) -> tuple[Sheet, list[str]]:
         )
         for row in found
     ]
-    header = ("method", "peft type", *FAMILIES, f"adapter on {COUNTED_ON}", "rate", "rate from", "what it is")
+    header = ("method", "peft type", *FAMILIES, "merges", f"adapter on {COUNTED_ON}", "rate", "rate from", "what it is")
     return Sheet("Methods", header, tuple(lines), words=2), reasons
+
+
+def _merged(trials: tuple[Trial, ...]) -> str:
+    """Whether the adapter folds into the backbone's weights; `not` names the families on which it does not."""
+    tried = [trial for trial in trials if trial.merges is not None]
+    without = [trial.family for trial in tried if not trial.merges]
+    if not tried:
+        return NONE
+    return f"not {', '.join(without)}" if without else "yes"

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import set_seed
 
 from baselines import apply_method, in_head, partition
-from baselines.hooks import start_from_data, starts_from_data
+from baselines.hooks import merge, start_from_data, starts_from_data
 from propulsion.harness.backbones import load_model
 from propulsion.harness.errors import UserError
 from propulsion.harness.settings import BackboneSpec, MethodSpec, TaskSpec
@@ -26,15 +26,17 @@ FAMILIES = {  # family -> the backbone file whose tiny twin stands for it
     "RoBERTa": "roberta_base",
     "DeBERTa-v3": "deberta_v3_base",
     "LLaMA": "llama_7b",
+    "Mistral": "mistral_7b",
+    "Qwen2": "qwen2_7b",
 }
 TASK = TaskSpec(name="trial", kind="classification", labels=["0", "1"])
 TINY = {
-    **{"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+    **{"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 64, "max_position_embeddings": 66},
 }
 PAD = 1
 STEPS = 4
-TOLERANCE = 2e-5  # of logits in float32, between batches of other lengths and after a reload
+TOLERANCE = 2e-5  # of logits in float32, between batches of other lengths, after a reload, and merged
 
 Batch = dict[str, torch.Tensor]
 
@@ -46,12 +48,16 @@ class Trial:
     method: str
     family: str
     problem: str | None
+    merges: bool | None = None  # into the backbone's weights, to the same logits; None: peft has no merge for it
 
 
 def tiny(backbone: BackboneSpec) -> BackboneSpec:
     """The backbone with random weights and a few kB of them; what the shape does not touch is its own."""
-    known = {name: size for name, size in TINY.items() if name != "num_key_value_heads" or backbone.family == "llama"}
-    own = backbone.architecture | known
+    own = backbone.architecture | TINY
+    if "num_key_value_heads" in own:  # keys and values shared by all heads where the backbone's share theirs
+        shared = own["num_key_value_heads"] != backbone.architecture["num_attention_heads"]
+        own |= {"num_key_value_heads": 1 if shared else TINY["num_attention_heads"]}
+        own |= {"head_dim": TINY["hidden_size"]} if shared else {}  # one head of the width that methods divide
     if "pooler_hidden_size" in own:  # refers to the width in the YAML, where it has been resolved
         own["pooler_hidden_size"] = TINY["hidden_size"]
     return replace(backbone, weights="random", dtype="float32", architecture=own, max_length=TINY["hidden_size"])
@@ -61,20 +67,20 @@ def try_method(method: MethodSpec, family: str, backbone: BackboneSpec) -> Trial
     """Train `STEPS` steps on random ids, then check what a run relies on.
 
     Every trained number gets a gradient; a row's logits hang neither on the other rows nor on padding; saved and loaded
-    onto the same start, the model gives the same logits.
+    onto the same start, the model gives the same logits, and merged where that is possible.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _try(method, tiny(backbone))
+            merges = _try(method, tiny(backbone))
     except UserError as error:
         return Trial(method.name, family, str(error))
     except Exception as error:  # whatever a library raises: the table says it
         return Trial(method.name, family, " ".join(f"{type(error).__name__}: {error}".split()))
-    return Trial(method.name, family, None)
+    return Trial(method.name, family, None, merges)
 
 
-def _try(method: MethodSpec, spec: BackboneSpec) -> None:
+def _try(method: MethodSpec, spec: BackboneSpec) -> bool | None:
     def started() -> nn.Module:
         set_seed(0)
         return _shaken(load_model(spec, TASK, PAD, dropout=0.0)[0])
@@ -92,6 +98,7 @@ def _try(method: MethodSpec, spec: BackboneSpec) -> None:
     worst = float((answer(restored, batch) - logits).abs().max())
     if not worst <= TOLERANCE:
         raise UserError(f"saved and loaded, the logits differ by {worst:.1e}")
+    return _merges(restored, batch, logits)
 
 
 def draw(seed: int = 0, rows: int = 4, length: int = 12) -> Batch:
@@ -141,6 +148,19 @@ def _check_rows(model: nn.Module, batch: Batch, logits: torch.Tensor) -> None:
     worst = float((alone - logits[1:2]).abs().max())
     if not worst <= TOLERANCE:
         raise UserError(f"a row's logits depend on the rows and the padding beside it (by {worst:.1e})")
+
+
+def _merges(model: nn.Module, batch: Batch, logits: torch.Tensor) -> bool | None:
+    if not isinstance(model, peft.PeftModel) or not hasattr(model.base_model, "merge_and_unload"):
+        return None
+    try:
+        merged = merge(model)
+    except (NotImplementedError, ValueError):  # peft's word for a method that is no change of a weight
+        return False
+    worst = float((answer(merged, batch) - logits).abs().max())
+    if not worst <= TOLERANCE:
+        raise UserError(f"merged, the logits differ by {worst:.1e}")
+    return True
 
 
 def _reloaded(model: nn.Module, method: MethodSpec, spec: BackboneSpec, started: Callable[[], nn.Module]) -> nn.Module:

@@ -12,6 +12,7 @@ from propulsion.harness.tables.escape import markdown, plain
 from propulsion.harness.tables.reading import at
 
 Record = dict[str, Any]
+ENGLISH = ("glue", "superglue")  # suites whose language is known
 RULES = {
     "last": "the final weights",
     "heldout": "chosen on one half of the evaluation rows, scored on the other",
@@ -60,7 +61,7 @@ def _metadata(record: Record, whole: bool, license: str) -> dict[str, Any]:
         "base_model": plain(str(base)) if base else None,
         "library_name": kind,
         "pipeline_tag": "text-classification",
-        "language": "en",
+        "language": "en" if run["suite"] in ENGLISH else None,
         "tags": [plain(str(tag)) for tag in dict.fromkeys(tags)],
     }
     return {key: value for key, value in data.items() if value is not None}
@@ -106,6 +107,7 @@ def _usage(record: Record, whole: bool) -> str:
     settings = f"num_labels={len(labels) or 1}"
     if not labels:
         settings += ', problem_type="regression"'
+    module = str(at(record, "run.config.method.module") or "")
     own = "propulsion" in str(at(record, "run.config.method.peft.peft_type")).lower()
     return "\n".join(
         [
@@ -116,6 +118,7 @@ def _usage(record: Record, whole: bool) -> str:
                 if own
                 else []
             ),
+            *([f"import {module}  # makes the method known to peft"] if re.fullmatch(r"[\w.]+", module) else []),
             "",
             f'base = {cls}.from_pretrained("{_word(weights.get("id"))}"{revision}, {settings})',
             'model = PeftModel.from_pretrained(base, "<this folder>").eval()',
@@ -129,9 +132,10 @@ def _asking(record: Record, tokenizer: str) -> list[str]:
     """Lines that put a text to the model, where a row of the task is its texts and nothing else."""
     task = at(record, "run.config.task") or {}
     if task.get("kind") not in ("classification", "regression") or task.get("spans") or task.get("cut"):
-        return ["# `python -m scripts.predict` of the project makes rows of this task from texts"]
+        marks = ", with the words in question between * and #" if task.get("spans") else ""
+        return [f"# `python -m scripts.predict` of the project asks it{marks}"]
     texts = ", ".join(["'A text.'", "'Another.'"][: len(task.get("text") or [None])])
-    length = int(at(record, "run.config.training.max_length") or 0)
+    length = _row_length(record)
     return [
         "",
         "import torch",
@@ -143,6 +147,13 @@ def _asking(record: Record, tokenizer: str) -> list[str]:
         "    answer = model(**batch).logits" + (".softmax(-1)" if task["kind"] == "classification" else ""),
         "print(answer)",
     ]
+
+
+def _row_length(record: Record) -> int:
+    """Tokens of a row: the setting's, within the places that virtual tokens leave."""
+    places = int(at(record, "run.config.backbone.max_length") or 0)
+    virtual = int(at(record, "run.config.method.peft.num_virtual_tokens") or 0)
+    return min(int(at(record, "run.config.training.max_length") or 0), places - virtual)
 
 
 def _word(text: Any) -> str:

@@ -105,7 +105,7 @@ def _write(predictor: Predictor, wish: Wish, folder: Path) -> None:
     labels = predictor.settings.task.labels
     if wish.whole:
         if isinstance(classifier.model, PeftModel):
-            classifier.merge()
+            classifier.merge("whole=true")
         model = classifier.model
         model.config.id2label = dict(enumerate(labels)) or {0: "score"}
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,13 @@ from propulsion.harness.settings import TaskSpec
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 PLAIN = ("text", "text2")
+
+
+# What a task with marked spans reads, by its number of texts: see `sources.reshape`.
+MARKED = {
+    1: (r"\*\S.*?\*.*#\S.*?#|#\S.*?#.*\*\S.*?\*", "'*The queen* met the boy before #he# left.'"),
+    2: (r"\*\S.*?\*", "'my mouth *water*' in both texts"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,21 @@ def typed(text: str, text2: str | None, task: TaskSpec) -> list[str]:
         raise UserError(f"{task.name} takes two texts ({task.text[0]} and {task.text[1]}): add text2=...")
     if len(task.text) == 1 and text2 is not None:
         raise UserError(f"{task.name} takes one text ({task.text[0]}): leave text2 out")
-    return [text] if text2 is None else [text, text2]
+    texts = [text] if text2 is None else [text, text2]
+    check_marks(texts, task)
+    return texts
+
+
+def check_marks(texts: list[str], task: TaskSpec) -> None:
+    """Refuse a row whose words in question are not marked, as the task's training rows have them.
+
+    Raises:
+        UserError: marks are missing.
+    """
+    if task.spans:
+        pattern, example = MARKED[len(texts)]
+        if not all(re.search(pattern, text, re.DOTALL) for text in texts):
+            raise UserError(f"{task.name} asks about marked words, as in {example}; there are none in {texts}")
 
 
 def read_rows(path: Path, task: TaskSpec, columns: Columns) -> Iterator[list[str]]:
@@ -51,7 +73,9 @@ def read_rows(path: Path, task: TaskSpec, columns: Columns) -> Iterator[list[str
     if not path.is_file():
         raise UserError(f"file={path}: there is no such file")
     try:
-        yield from _lines(path, task) if path.suffix == ".txt" else _table(path, task, columns)
+        for texts in _lines(path, task) if path.suffix == ".txt" else _table(path, task, columns):
+            check_marks(texts, task)
+            yield texts
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"file={path} cannot be read ({' '.join(str(error).split())})") from error
 
