@@ -88,7 +88,7 @@ bench: $(STAMP) ## speed and memory of a training step against the peers, in res
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.bench $(strip $(if $(strip $(RESULTS_DIR)),$(call path,RESULTS_DIR,out)) $(ARGS))
 
 # Both take part of the grid (TASKS= BACKBONES= SEEDS=, ntk METHODS= too) and, with DATA_DIR=, the real rows.
-ntk: $(STAMP) ## tangent kernels against full fine-tuning's, with random controls, in results/ntk
+ntk: $(STAMP) ## tangent kernels against full fine-tuning's, with random controls
 	HF_HUB_OFFLINE=1 $(PYTHON) -m scripts.ntk $(strip $(CHOICE) $(ARGS))
 
 ablations: $(STAMP) ## degree, position, vectors, start, head, decay; steps to a score, time and memory

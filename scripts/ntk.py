@@ -1,11 +1,12 @@
 """Tangent kernels of the methods against full fine-tuning's, with controls of the same count. For `make ntk`.
 
-    python -m scripts.ntk tasks=sst2,rte seeds=0,1,2 data_dir=<folder> results_dir=results/ntk
+    python -m scripts.ntk tasks=sst2,rte seeds=0,1,2 data_dir=<folder>
     python -m scripts.ntk methods=full,lora,propulsion degrees= training.max_train_rows=128 trained=no memory=8
 
 Rows: `training.max_train_rows` training and `training.max_eval_rows` evaluation rows. `trained=yes` also trains each
-method on these rows, as an ordinary cell, and compares. Kernels that are there are skipped. Whatever else stands on the
-line goes to every cell as a Hydra override.
+method on these rows, as an ordinary cell, and compares. Kernels that are there are skipped and never replaced: those of
+other rows, settings or methods need a results_dir= of their own. Whatever else stands on the line goes to every cell as
+a Hydra override. Exit code: 0 done, 2 bad input, 75 a cell is running elsewhere.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Any
 
 from propulsion.harness import configs, planning, sheets
 from propulsion.harness.cell import run_cell
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import RunningElsewhere, UserError
 from propulsion.harness.ntk import records
-from propulsion.harness.ntk.measure import measure
+from propulsion.harness.ntk.measure import FULL, check_full, measure, run_of
 from propulsion.harness.ntk.report import write_report
 from propulsion.harness.progress import duration
 from propulsion.harness.record import SUCCESS, cell_key, check_writable
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
+from scripts.run import TRY_LATER
 
 YES, NO = "yes", "no"
 
@@ -41,10 +43,15 @@ class Request:
     seeds: str = "0"
     degrees: str = "1,55"  # of `propulsion`, beside the method's own
     data_dir: str = ""
-    results_dir: str = "results/ntk"
+    results_dir: str = ""
     trained: str = YES
     memory: str = "1"  # GB that a block of Jacobians may take
     overrides: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """The asked results folder; real data have their own, and neither is a committed one."""
+        return self.results_dir or ("results/ntk-local" if self.data_dir else "results/ntk-generated")
 
 
 def parse(arguments: list[str]) -> Request:
@@ -60,6 +67,7 @@ def parse(arguments: list[str]) -> Request:
         raise UserError(f"trained={request.trained}: use yes or no")
     if not request.memory.isdigit() or request.memory == "0":
         raise UserError(f"memory={request.memory}: give whole GB, as in memory=4")
+    check_full(request.methods.split(","))
     return request
 
 
@@ -67,7 +75,7 @@ def cells(request: Request, task: str, backbone: str, seed: str) -> dict[str, Se
     """Label -> settings: the methods, and Propulsion at further degrees."""
     words = ["experiment=ntk", f"task={task}", f"backbone={backbone}", f"seed={seed}"]
     words += ["data=local", f"data.dir={request.data_dir}"] if request.data_dir else []
-    words += [f"results_dir={request.results_dir}", *request.overrides]
+    words += [f"results_dir={request.folder}", *request.overrides]
     asked = {method: [f"method={method}"] for method in request.methods.split(",")}
     if "propulsion" in asked:
         further = [degree for degree in request.degrees.split(",") if degree]
@@ -88,26 +96,47 @@ def identity(chosen: dict[str, Settings], trained: bool) -> str:
     return hashlib.sha256(json.dumps([keys, trained], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_there(chosen: dict[str, Settings], trained: bool) -> bool:
+    """Whether the kernel record was written before.
+
+    Raises:
+        UserError: another one is in its place, or the folder has kernels that cannot share a table with it.
+    """
+    full, what = chosen[FULL], records.words(list(chosen), trained)
+    return records.is_there(full.results_dir, run_of(full), identity(chosen, trained), what)
+
+
 def kernel_of(chosen: dict[str, Settings], trained: bool, room: int) -> bool:
-    """Measure and write one kernel record, unless it is there. Returns whether it ran."""
-    first = next(iter(chosen.values()))
-    wanted = identity(chosen, trained)
-    place = records.path_of(first.results_dir, first.task.name, first.backbone.name, first.seed)
-    known = [r for r in records.read(first.results_dir) if r.get("identity") == wanted]
-    if known and place.is_file():
+    """Measure and write one kernel record, unless it is there. Returns whether it ran.
+
+    Raises:
+        UserError: as `is_there`.
+        RunningElsewhere: another process has one of the cells, which has been said.
+    """
+    if is_there(chosen, trained):
         return False
-    runs: dict[str, Any] = {}
-    for label, settings in chosen.items() if trained else ():
-        entry, _ = run_cell(settings)
-        if entry["status"] == SUCCESS:
-            runs[label] = entry
-    entry = measure(chosen, runs, room)
-    records.write(first.results_dir, {**entry, "identity": wanted})
+    entry = measure(chosen, trained_cells(chosen) if trained else {}, room)
+    if not is_there(chosen, trained):  # another process may have been quicker
+        records.write(chosen[FULL].results_dir, {**entry, "identity": identity(chosen, trained)})
     return True
 
 
+def trained_cells(chosen: dict[str, Settings]) -> dict[str, Any]:
+    """Label -> record of the training, where it succeeded."""
+    runs: dict[str, Any] = {}
+    for label, settings in chosen.items():
+        try:
+            entry, _ = run_cell(settings)
+        except RunningElsewhere as elsewhere:
+            print(f"{settings.cell}: {elsewhere}", flush=True)
+            raise
+        if entry["status"] == SUCCESS:
+            runs[label] = entry
+    return runs
+
+
 def main(arguments: list[str]) -> int:
-    """Measure what is missing, write the tables and figures. Exit code 2 on bad input."""
+    """Measure what is missing, write the tables and figures. Exit codes as scripts.run."""
     started = time.monotonic()
     try:
         request = parse([*configs.take(arguments), *configs.flag()])
@@ -117,17 +146,21 @@ def main(arguments: list[str]) -> int:
             for seed in request.seeds.split(",")
             for task in request.tasks.split(",")
         ]
-        check_writable(request.results_dir)
+        for chosen in grid:
+            is_there(chosen, request.trained == YES)  # what would be refused is, before anything is measured
+        check_writable(request.folder)
         for number, chosen in enumerate(grid, 1):
-            first, begun = next(iter(chosen.values())), time.monotonic()
+            first, begun = chosen[FULL], time.monotonic()
             ran = kernel_of(chosen, request.trained == YES, int(request.memory) * 10**9)
             what = f"{first.task.name}/{first.backbone.name} seed {first.seed}: {len(chosen)} kernels"
             took = duration(time.monotonic() - begun) if ran else "done before, skipped"
             print(f"[{number}/{len(grid)}] {what}; {took}", flush=True)
-        made, paths = write_report(request.results_dir)
+        made, paths = write_report(request.folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunningElsewhere:
+        return TRY_LATER
     for one in made:
         print("", one.title, one.legend, "", *sheets.markdown(one), sep="\n")
     print("\nwritten:", *paths)

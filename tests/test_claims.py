@@ -499,14 +499,17 @@ def test_the_ledger_is_written_in_three_formats_without_a_network(
 # Kernels
 
 
-def kernel_record(task: str, seed: int, ours: float, directions: float, subset: float) -> dict[str, Any]:
+def kernel_record(
+    task: str, seed: int, ours: float, directions: float, subset: float, rows: int = 40
+) -> dict[str, Any]:
     controls = {"directions": directions, "subset": subset}
     facts = {
         "adapter": {"alignment": ours},
         "controls": {name: {"adapter": {"alignment": value}} for name, value in controls.items()},
     }
     run = {"task": task, "backbone": "minilm", "seed": seed, "data": {"source": "local"}, "weights": {"id": "x"}}
-    return {"run": run, "subjects": {"propulsion": facts}}
+    counted = {"train": rows, "eval": 24, "outputs": 2}
+    return {"run": {**run, "config": {"seed": seed}}, "rows": counted, "subjects": {"propulsion": facts}}
 
 
 @pytest.mark.parametrize(
@@ -538,3 +541,24 @@ def test_without_kernels_the_claim_says_what_would_decide_it() -> None:
     (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
     entry = claims.judge_kernel(claim, [])
     assert entry.verdict == NOT_RUN and "make ntk" in entry.conditions
+def test_two_result_sets_are_not_three_seeds() -> None:
+    """Seed 0 on two numbers of rows, as two result sets may have it, is neither two seeds nor one mean."""
+    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
+    tasks = ("sst2", "rte", "cola", "stsb")
+    two = [kernel_record(task, seed, 0.95, 0.90, 0.80) for task in tasks for seed in range(2)]
+    other = [kernel_record(task, 0, 0.5, 0.90, 0.80, rows=100) for task in tasks]
+    entry = claims.judge_kernel(claim, [*other, *two])
+    assert (entry.verdict, entry.n, entry.value) == (NOT_RUN, 2, pytest.approx(0.95))
+    assert "4 kernels of other conditions left out" in entry.conditions
+    assert "left out;" not in claims.judge_kernel(claim, two).conditions
+
+
+def test_the_committed_verdict_on_the_kernels_stays() -> None:
+    from propulsion.harness.ntk import records as kernels
+
+    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
+    entry = claims.judge_kernel(claim, kernels.read(ROOT / "results" / "ntk"))
+    assert (entry.verdict, entry.n) == (claims.AS_AT_RANDOM, 3)
+    assert "other conditions" not in entry.conditions
+
+

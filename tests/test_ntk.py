@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 from propulsion import PropulsionConfig
-from propulsion.harness.ntk import measures, records, regression, verdict
+from propulsion.harness import leases, record
+from propulsion.harness.errors import UserError
+from propulsion.harness.leases import Lease
+from propulsion.harness.ntk import measures, records, regression, report, verdict
 from propulsion.harness.ntk.jacobians import kernels, logits, per_output
 from propulsion.harness.ntk.measure import agreement
+from propulsion.harness.sources import open_source
 from scripts import ntk
+from tests.conftest import ROOT
 from tests.tiny_models import VOCABULARY, tiny_classifier
 
 ROWS = [
@@ -221,12 +228,16 @@ def test_agreement_by_hand() -> None:
 # ---------------------------------------------------------------- the verdict
 
 
-def entry(task: str, seed: int, ours: float, directions: float, subset: float, source: str = "local") -> dict[str, Any]:
+def entry(
+    task: str, seed: int, ours: float, directions: float, subset: float, source: str = "local", rows: int = 40
+) -> dict[str, Any]:
     controls = {"directions": directions, "subset": subset}
     return {
         "run": {
             "task": task, "backbone": "minilm", "seed": seed, "data": {"source": source}, "weights": {"id": "x"},
+            "config": {"seed": seed},
         },
+        "rows": {"train": rows, "eval": 24, "outputs": 2},
         "subjects": {"propulsion": {
             "adapter": {"alignment": ours},
             "controls": {name: {"adapter": {"alignment": value}} for name, value in controls.items()},
@@ -245,6 +256,18 @@ def test_the_verdict_needs_every_task_and_three_seeds_of_real_rows() -> None:
     generated = [entry("sst2", seed, 0.95, 0.99, 0.8, "generated") for seed in range(3)]
     assert verdict.found(generated, "minilm") == []
     assert not verdict.found([entry("sst2", 0, 0.89, 0.9, 0.9)], "minilm")[0].close
+
+
+def test_records_of_one_seed_are_one_seed_and_other_conditions_are_no_seeds() -> None:
+    own = [entry("sst2", seed, 0.95, 0.99, 0.8) for seed in (0, 1)]
+    others = [entry("sst2", seed, 0.5, 0.99, 0.8, rows=100) for seed in (0, 2)]
+    again = entry("sst2", 0, 0.5, 0.99, 0.8)  # the same cell of another result set
+    (found,) = verdict.found([*own, again, others[0]], "minilm")
+    assert (found.ours, found.others) == ((0.95, 0.95), 1)
+    degree = entry("sst2", 2, 0.5, 0.99, 0.8)
+    degree["subjects"]["propulsion"]["degree"] = 55
+    (found,) = verdict.found([*others, *own, degree, entry("sst2", 5, 0.95, 0.99, 0.8)], "minilm")
+    assert (found.ours, found.others) == ((0.95, 0.95, 0.95), 3)
 
 
 # ---------------------------------------------------------------- the command
@@ -303,6 +326,100 @@ def test_kernels_that_are_there_are_skipped_and_the_tables_stay(
         assert ntk.main([*WORDS, f"results_dir={results}", *words]) == 0
     assert capsys.readouterr().out.count("done before, skipped") == 3
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_plain_run_lands_in_no_committed_folder() -> None:
+    committed = {line[2:].strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line[:2] == "!/"}
+    folders = [ntk.parse(words).folder for words in ([], ["data_dir=x"], ["data_dir=x", "results_dir=mine"])]
+    assert folders == ["results/ntk-generated", "results/ntk-local", "mine"]
+    assert committed and not committed & set(folders)
+
+
+def measured(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=0", "training.max_train_rows=6"], "under other conditions (training.max_train_rows)"),
+        (["seeds=7", "training.max_train_rows=6"], "under other conditions (training.max_train_rows)"),
+        (["seeds=0", "task.version=9", "data.seed=1"], "under other conditions (data.seed, fingerprint, task.version)"),
+        (["seeds=7,0", "methods=full,head"], "of full, head, lora, propulsion, propulsion k=3"),
+        (["seeds=0", "trained=no"], "trained=yes"),
+    ],
+)
+def test_kernels_of_another_kind_are_neither_replaced_nor_mixed(
+    words: list[str], message: str, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = measured(results)
+    monkeypatch.setattr(ntk, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    monkeypatch.setattr(ntk, "measure", lambda *_: pytest.fail("a kernel was measured"))
+    assert ntk.main([*WORDS, f"results_dir={results}", "tasks=sst2", *words]) == 2
+    error = capsys.readouterr().err
+    assert str(records.path_of(results, "sst2", "minilm", 0)) in error
+    assert message in error and "results_dir=" in error and error.count("\n") == 1
+    assert measured(results) == before
+
+
+def test_a_file_that_is_no_whole_record_is_set_aside(results: Path, tmp_path: Path, capsys: Any) -> None:
+    (known,) = [e for e in records.read(results) if (e["run"]["task"], e["run"]["seed"]) == ("stsb", 1)]
+    path = records.path_of(tmp_path, "stsb", "minilm", 1)
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert records.write(tmp_path, known) == path
+    assert path.with_name("1.json.broken-1").read_text() == "{"
+    assert "set aside as 1.json.broken-1" in capsys.readouterr().err
+    assert records.read(tmp_path) == [known]
+
+
+def edited(results: Path, folder: Path, name: str, change: Any) -> Path:
+    """A copy of the kernels with one of SST-2, seed 0, written over under a name as `change` leaves it."""
+    shutil.copytree(results / "kernels", folder / "kernels")
+    known = json.loads(records.path_of(folder, "sst2", "minilm", 0).read_text())
+    change(known)
+    path = folder / "kernels" / "sst2" / "minilm" / name
+    path.write_text(json.dumps(record.sealed({key: value for key, value in known.items() if key != "digest"})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("0.json", lambda e: e["rows"].update(train=7), "training rows"),
+        ("0.json", lambda e: e["run"]["data"].update(fingerprint="other"), "fingerprint"),
+        ("0.json", lambda e: e["run"]["weights"].update(id="other"), "weights"),
+        ("0.json", lambda e: e["run"]["config"]["training"].update(max_length=7), "training.max_length"),
+        ("00.json", lambda e: None, "seed 0 twice"),
+    ],
+)
+def test_unlike_kernels_never_share_a_table(
+    name: str, change: Any, message: str, results: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"sst2, minilm: .*results_dir") as refused:
+        report.write_report(edited(results, tmp_path, name, change))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_the_legend_names_every_version_that_measured(results: Path, tmp_path: Path) -> None:
+    made, _ = report.write_report(edited(results, tmp_path, "0.json", lambda e: e["env"].update(torch="9.9")))
+    assert "torch 9.9, " in made[0].legend and made[0].legend.count("torch ") == 2
+    assert made[1].legend.count("torch ") == 1
+
+
+def test_a_cell_that_another_process_has_is_one_line_and_try_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, f"results_dir={tmp_path}", "tasks=sst2", "methods=full,head"]
+    settings = ntk.cells(ntk.parse(words), "sst2", "minilm", "0")["full"]
+    key = record.cell_key(settings.config, open_source(settings.task, settings.data).fingerprint())
+    with Lease(tmp_path / leases.FOLDER, key, {}):
+        assert ntk.main(words) == 75
+    out = capsys.readouterr()
+    assert out.out.startswith("sst2/minilm/full seed 0: running elsewhere (") and out.out.count("\n") == 1
+    assert out.err == ""
+    assert records.read(tmp_path) == []
 
 
 def test_the_recorded_kernel_is_that_of_the_cells_own_start(results: Path) -> None:

@@ -242,12 +242,16 @@ def judge_kernel(claim: Row, kernels: Sequence[Record]) -> Entry:
     seeds = min(len(each.ours) for each in found)
     other = "" if backbone == claim["backbone"] else "; not the paper's backbone"
     how = f"centred alignment with full fine-tuning's kernel at the start, head left out, {backbone}{other}"
+    others = sum(each.others for each in found)
+    left_out = f"{others} kernels of other conditions left out" if others else ""
     entry = replace(
         entry,
         ours=", ".join(each.words for each in found),
         value=sum(sum(each.ours) / len(each.ours) for each in found) / len(found),
         n=seeds,
-        conditions=_line(f"{how}; close: {verdict.CLOSE:g} or more", "the paper gives heatmaps without numbers"),
+        conditions=_line(
+            f"{how}; close: {verdict.CLOSE:g} or more", "the paper gives heatmaps without numbers", left_out
+        ),
     )
     if not verdict.whole(found):
         return replace(entry, conditions=_line(entry.conditions, f"{len(found)} tasks, {seeds} of {SEEDS} seeds"))

@@ -79,18 +79,19 @@ def differences(settings: Settings, record: Record, fingerprints: Fingerprints) 
         found.append(f"code version {run['harness']} -> {HARNESS_VERSION}")
     if not fingerprints.fits(settings, run["data"]["fingerprint"]):
         found.append("the data changed")
-    before, after = _flat(decisive(run)), _flat(decisive({"config": settings.config}))
+    before, after = flat(decisive(run)), flat(decisive({"config": settings.config}))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             found.append(f"{key} {_short(before.get(key))} -> {_short(after.get(key))}")
     return found or ["an older version of the code"]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree by their dotted paths, `training.epochs`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -67,8 +67,7 @@ def measure(cells: Mapping[str, Settings], trained: Mapping[str, Record], room: 
     Raises:
         UserError: `full` is missing, or the data cannot be had.
     """
-    if FULL not in cells:
-        raise UserError("kernels are compared with full fine-tuning's: leave `full` among the methods")
+    check_full(cells)
     first = cells[FULL]
     rows = read_rows(first)
     model, parts, weights = _model(first, rows)
@@ -95,6 +94,16 @@ def measure(cells: Mapping[str, Settings], trained: Mapping[str, Record], room: 
         if label in trained:
             subjects[label]["trained"] = _after(settings, trained[label], rows, own, subjects[label], full, room)
     return _record(first, rows, weights, subjects, found.outputs)
+
+
+def check_full(labels: Collection[str]) -> None:
+    """Refuse methods without the one that all are compared with.
+
+    Raises:
+        UserError: `full` is not among them.
+    """
+    if FULL not in labels:
+        raise UserError("kernels are compared with full fine-tuning's: leave `full` among the methods")
 
 
 def read_rows(settings: Settings) -> Rows:
@@ -253,21 +262,26 @@ def _picture(gram: torch.Tensor, outputs: int, order: np.ndarray) -> list[list[f
     return [[float(f"{value:.3g}") for value in line] for line in shown.tolist()]
 
 
+def run_of(settings: Settings) -> Record:
+    """The `run` part of a record as far as it is known before anything is measured."""
+    return {
+        "task": settings.task.name,
+        "task_version": settings.task.version,
+        "backbone": settings.backbone.name,
+        "seed": settings.seed,
+        "profile": settings.profile,
+        "config": record.without_paths(settings.config),
+        "data": {
+            "source": settings.data.source,
+            "fingerprint": open_source(settings.task, settings.data).fingerprint(),
+        },
+    }
+
+
 def _record(settings: Settings, rows: Rows, weights: Record, subjects: Record, outputs: int) -> Record:
-    source = open_source(settings.task, settings.data)
     return {
         "schema": 1,
-        "run": {
-            "task": settings.task.name,
-            "task_version": settings.task.version,
-            "backbone": settings.backbone.name,
-            "seed": settings.seed,
-            "profile": settings.profile,
-            "config": record.without_paths(settings.config),
-            "created_at": record.now(),
-            "data": {"source": settings.data.source, "fingerprint": source.fingerprint()},
-            "weights": weights,
-        },
+        "run": {**run_of(settings), "created_at": record.now(), "weights": weights},
         "rows": {"train": rows.train, "eval": len(rows.labels) - rows.train, "outputs": outputs},
         "primary": settings.task.primary,
         "subjects": subjects,

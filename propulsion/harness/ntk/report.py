@@ -11,7 +11,7 @@ from propulsion.harness.errors import UserError
 from propulsion.harness.figures import style
 from propulsion.harness.files import write_bytes
 from propulsion.harness.ntk import figures, tables, verdict
-from propulsion.harness.ntk.records import by_task, read
+from propulsion.harness.ntk.records import by_task, check_alike, read
 from propulsion.harness.tables.as_csv import rows_to_csv
 
 Record = dict[str, Any]
@@ -21,12 +21,14 @@ def write_report(results_dir: str | Path) -> tuple[list[sheets.Sheet], list[Path
     """Write `tables/ntk.{md,csv,tex}` and `figures/ntk-*.{svg,png}` from the kernel records alone.
 
     Raises:
-        UserError: there is no kernel record, or the folder cannot be written.
+        UserError: there is no kernel record, records that cannot share a table, or a folder that cannot be written.
     """
     entries = read(results_dir)
     if not entries:
         raise UserError(f"no kernel records in {results_dir}/kernels: run `make ntk` first")
     groups = by_task(entries)
+    for records in groups.values():
+        check_alike(records)
     made = [tables.sheet(records) for records in groups.values()]
     words = [line for backbone in dict.fromkeys(key[0] for key in groups) for line in said(entries, backbone)]
     texts = {

@@ -84,19 +84,23 @@ def mean_sd(values: Sequence[float], points: bool = False, digits: int = 3) -> s
 
 
 def conditions(records: Sequence[Record]) -> str:
-    """What the kernels of a table are of, in a line."""
-    run, rows, env = records[0]["run"], records[0]["rows"], records[0]["env"]
+    """What the kernels of a table are of, in a line. But for seed and machine, all records have it alike."""
+    run, rows = records[0]["run"], records[0]["rows"]
     seeds = ", ".join(str(record["run"]["seed"]) for record in records)
     weights = run["weights"] or {}
     words = [
         f"{rows['train']} + {rows['eval']} rows of {run['data']['source']} data ({run['data']['fingerprint']})",
         f"at most {run['config']['training']['max_length']} tokens, seeds {seeds} (start of the head, controls)",
         f"weights {weights.get('id')}{' sha256 ' + weights['sha256'][:16] if weights.get('sha256') else ''}",
-        f"torch {env['torch']}, transformers {env['transformers']}, peft {env['peft']}, {env['device']}",
+        " and ".join(dict.fromkeys(_machine(record["env"]) for record in records)),
         "commit "
         + ", ".join(sorted({str(r["env"]["commit"])[:9] + ("+" if r["env"]["dirty"] else "") for r in records})),
     ]
     return "; ".join(words)
+
+
+def _machine(env: Record) -> str:
+    return f"torch {env['torch']}, transformers {env['transformers']}, peft {env['peft']}, {env['device']}"
 
 
 def to_markdown(sheets_: Sequence[sheets.Sheet], words: Sequence[str]) -> str:

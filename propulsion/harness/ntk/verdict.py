@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from propulsion.harness.ntk.records import by_task
+from propulsion.harness.ntk.records import by_task, seeds_of
 
 CLOSE = 0.9
 SEEDS = 3
@@ -30,6 +30,7 @@ class Found:
     ours: tuple[float, ...]
     directions: tuple[float, ...]
     subset: tuple[float, ...]
+    others: int = 0  # records under other conditions, which are no seeds of these
 
     @property
     def close(self) -> bool:
@@ -50,21 +51,22 @@ class Found:
 
 
 def found(entries: Sequence[Record], backbone: str) -> list[Found]:
-    """The claim's tasks that have kernels of the backbone on real rows with pretrained weights."""
+    """The claim's tasks that have kernels of the backbone on real rows with pretrained weights, one for each seed."""
     subject, tasks = CLAIMED
     results = []
     for (own, task), records in by_task(list(entries)).items():
         usable = [r for r in records if is_evidence(r) and "controls" in r["subjects"].get(subject, {})]
         if own == backbone and task in tasks and usable:
-            subjects = [r["subjects"][subject] for r in usable]
+            seeds, others = seeds_of(usable, subject)
+            subjects = [r["subjects"][subject] for r in seeds]
+            controls = [s["controls"] for s in subjects]
             results.append(
                 Found(
                     task,
                     tuple(s["adapter"]["alignment"] for s in subjects),
-                    *(
-                        tuple(s["controls"][name]["adapter"]["alignment"] for s in subjects)
-                        for name in ("directions", "subset")
-                    ),
+                    tuple(c["directions"]["adapter"]["alignment"] for c in controls),
+                    tuple(c["subset"]["adapter"]["alignment"] for c in controls),
+                    others,
                 )
             )
     return sorted(results, key=lambda each: tasks.index(each.task))
