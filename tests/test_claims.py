@@ -325,6 +325,22 @@ def test_a_gain_needs_all_six_tasks_by_the_same_seeds() -> None:
             *(1.51, {"env__device": "NVIDIA L4", "run__config__training__batch_size": 16}, NOT_RUN),
             "not comparable: device and batch size differ (3 pairs)",
         ),
+        (1.51, {"env__device_count": 2}, NOT_RUN, "not comparable: number of devices differs (3 pairs)"),
+        (
+            *(1.51, {"cost__oom_retries": 1, "cost__micro_batch": 16}, NOT_RUN),
+            "not comparable: micro-batch differs (3 pairs)",
+        ),
+        (
+            *(1.51, {"run__config__training__gradient_checkpointing": True}, NOT_RUN),
+            "not comparable: gradient checkpointing differs (3 pairs)",
+        ),
+        (1.51, {"cost__sharded_parameters": 10}, NOT_RUN, "not comparable: sharding differs (3 pairs)"),
+        (1.51, {"cost__fast_path": "lean"}, NOT_RUN, "not comparable: kind of layers differs (3 pairs)"),
+        (1.51, {"cost__cached_features": True}, NOT_RUN, "not comparable: feature cache differs (3 pairs)"),
+        (1.51, {"cost__packed_with": 4}, NOT_RUN, "not comparable: packing differs (3 pairs)"),
+        (1.51, {"cost__fast_path": "plain: a variant of LoRA"}, HOLDS, ""),
+        (1.51, {"env__attention": "eager"}, HOLDS, ""),  # the others are from before it was recorded
+        (1.51, {"env__parallel_cells": 4}, HOLDS, ""),  # a GPU's peak is that of the process alone
     ],
 )
 def test_memory_is_compared_on_one_gpu_precision_and_batch(
@@ -336,6 +352,11 @@ def test_memory_is_compared_on_one_gpu_precision_and_batch(
     assert entry.verdict == verdict
     assert reason in entry.conditions
     assert ("not comparable" in entry.conditions) == bool(reason)
+
+
+def test_memory_is_not_compared_between_two_attentions() -> None:
+    ours, theirs = (made_up(method, env__attention=kind) for method, kind in (("lora", "sdpa"), ("ia3", "eager")))
+    assert evidence.incomparable(ours, theirs) == "attention differs"
 
 
 def test_the_two_sides_of_the_memory_claim_can_be_compared_by_their_recipes() -> None:
@@ -537,10 +558,6 @@ def test_kernels_are_judged_beside_both_controls(alignments: list[tuple[float, f
     assert claims.judge_kernel(claim, found[1:]).verdict == NOT_RUN  # two seeds of one task
 
 
-def test_without_kernels_the_claim_says_what_would_decide_it() -> None:
-    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
-    entry = claims.judge_kernel(claim, [])
-    assert entry.verdict == NOT_RUN and "make ntk" in entry.conditions
 def test_two_result_sets_are_not_three_seeds() -> None:
     """Seed 0 on two numbers of rows, as two result sets may have it, is neither two seeds nor one mean."""
     (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
@@ -562,3 +579,7 @@ def test_the_committed_verdict_on_the_kernels_stays() -> None:
     assert "other conditions" not in entry.conditions
 
 
+def test_without_kernels_the_claim_says_what_would_decide_it() -> None:
+    (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
+    entry = claims.judge_kernel(claim, [])
+    assert entry.verdict == NOT_RUN and "make ntk" in entry.conditions

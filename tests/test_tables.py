@@ -536,6 +536,22 @@ def test_a_run_sped_up_otherwise_is_not_in_the_time_of_its_method(other: dict[st
     assert milliseconds == pytest.approx(200.0)  # 20 s in 100 steps
 
 
+def test_the_cost_in_the_csv_is_of_the_runs_that_were_measured_alike() -> None:
+    other = sped("lora", "fused", 2, packed_with=8)
+    other["env"]["parallel_cells"] = 3
+    other["cost"] |= dict.fromkeys(("train_seconds", "samples_per_second", "tokens_per_second"), 1.0)
+    other["cost"]["peak_memory_bytes"] = 9_000_000_000
+    (line,) = rows([build([sped("lora", "fused", 0), sped("lora", "fused", 1), other], "glue")])
+    names = ("train_seconds", "samples_per_second", "tokens_per_second", "peak_memory_bytes")
+    assert [float(line[name]) for name in names] == [20.0, 80.0, 2000.0, 1_234_000_000]
+    assert (line["n"], line["cost_runs"]) == ("3", "2")
+    assert line["cost_measured"] == "CPU of a kind, fp32, fused layers"
+    assert [line[name] for name in ("parallel_cells", "packed_with", "fast_path")] == ["", "1", "fused"]
+    (line,) = rows([build([other], "glue")])
+    assert [line[name] for name in ("parallel_cells", "packed_with", "cost_runs")] == ["3", "8", "1"]
+    assert line["cost_measured"] == "CPU of a kind, fp32, 3 cells at once, packed with 7 others, fused layers"
+
+
 def test_records_that_nothing_made_faster_have_no_line() -> None:
     for records in ([make()], [sped("lora", None)], [make(), make("rte", "full", 0, None, status="failed")]):
         assert "Speed" not in dict(build(records, "glue").conditions)

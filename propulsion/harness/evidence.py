@@ -8,6 +8,7 @@ from typing import Any
 
 from propulsion.harness import recipes
 from propulsion.harness.record import SUCCESS, decisive
+from propulsion.harness.tables.conditions import footprint
 
 Record = dict[str, Any]
 EVALUATED_OTHERWISE = "evaluated at other steps than the recipe's, which counts for the claims of speed alone"
@@ -117,16 +118,9 @@ def incomparable(*records: Record) -> str:
         return "not measured on a GPU"
     if not all(record["cost"]["peak_memory_bytes"] for record in records):
         return "peak memory not measured"
-    footprints = [_footprint(record) for record in records]
-    differing = [name for name in footprints[0] if len({footprint[name] for footprint in footprints}) > 1]
+    footprints = [footprint(record) for record in records]
+    differing = [name for name in footprints[0] if len({f[name] for f in footprints if f[name] is not None}) > 1]
     return f"{' and '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}" if differing else ""
-
-
-def _footprint(record: Record) -> dict[str, Any]:
-    """What must agree for peak memory to compare."""
-    env, training = record["env"], record["run"]["config"]["training"]
-    sizes = {"batch size": training["batch_size"], "max_length": training["max_length"]}
-    return {"device": env["device"], "precision": env["precision"], **sizes}
 
 
 def conditions(records: list[Record]) -> str:

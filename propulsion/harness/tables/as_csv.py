@@ -9,6 +9,7 @@ from typing import Any
 
 from propulsion.harness.record import SUCCESS
 from propulsion.harness.tables import escape, overall
+from propulsion.harness.tables.conditions import alike, measured
 from propulsion.harness.tables.model import GAP, Cell, Row, Table
 from propulsion.harness.tables.reading import Record, at
 
@@ -32,6 +33,8 @@ CONDITIONS = {
     **{name: f"env.{name}" for name in ("device", "device_count", "precision", "python", "torch")},
     **{name: f"env.{name}" for name in ("transformers", "peft", "datasets", "commit", "dirty")},
 }
+
+MEASURED = ("env.parallel_cells", "cost.packed_with", "cost.fast_path")  # of the runs behind time and memory
 
 
 def to_csv(tables: Sequence[Table]) -> str:
@@ -106,12 +109,17 @@ def _numbers(cell: Cell) -> dict[str, object]:
 
 
 def _cost(done: list[Record]) -> dict[str, object]:
+    """Time and memory of the cell's runs that were measured alike, on what, and how many they are."""
+    timed = alike(done)
     return {
-        "train_seconds": _mean(done, "train_seconds"),
+        "train_seconds": _mean(timed, "train_seconds"),
         "steps": _joined(done, "cost.steps"),
-        "samples_per_second": _mean(done, "samples_per_second"),
-        "tokens_per_second": _mean(done, "tokens_per_second"),
-        "peak_memory_bytes": max(_values(done, "cost.peak_memory_bytes"), default=None),
+        "samples_per_second": _mean(timed, "samples_per_second"),
+        "tokens_per_second": _mean(timed, "tokens_per_second"),
+        "peak_memory_bytes": max(_values(timed, "cost.peak_memory_bytes"), default=None),
+        "cost_runs": len(timed),
+        "cost_measured": measured(timed[0]) if timed else "",
+        **{path.rpartition(".")[2]: _joined(timed, path) for path in MEASURED},
         "adapter_bytes": _joined(done, "cost.adapter_bytes"),
     }
 

@@ -226,6 +226,29 @@ def measurement(record: Record) -> str:
     return ", ".join(word for word in (_device(record), *crowd, *_apart(record)) if word)
 
 
+def measured(record: Record) -> str:
+    """What a run's time and memory were measured on, and through which layers."""
+    return f"{measurement(record)}, {_layers(record)}"
+
+
+def footprint(record: Record) -> dict[str, Any]:
+    """What decides peak memory on a GPU, by name: it compares only between runs that have it all alike.
+
+    None where a record does not know. Other cells on the GPU are not in it: the peak is that of the process alone.
+    """
+    env, training = record["env"], at(record, "run.config.training") or {}
+    return {
+        "device": env.get("device"),
+        "number of devices": env.get("device_count") or 1,
+        "precision": env.get("precision"),
+        "batch size": training.get("batch_size"),
+        "max_length": training.get("max_length"),
+        "attention": env.get("attention"),
+        "kind of layers": _layers(record),
+        **_savings(record),
+    }
+
+
 def alike(records: list[Record]) -> list[Record]:
     """Of one method's runs the most that were measured alike, and trained through the same layers."""
     kinds = [(measurement(record), _layers(record)) for record in records]
@@ -258,15 +281,21 @@ def _layers(record: Record) -> str:
 
 def _apart(record: Record) -> list[str]:
     """What sets a run's time and memory apart from that of a run alone, over all rows, in whole batches."""
-    cost = record["cost"]
-    words = ["features computed once"] if cost.get("cached_features") else []
-    training = at(record, "run.config.training") or {}
-    words += ["activations computed again"] if training.get("gradient_checkpointing") else []
-    words += ["weights shared among the devices"] if cost.get("sharded_parameters") else []
+    return [words for words in _savings(record).values() if words]
+
+
+def _savings(record: Record) -> dict[str, str]:
+    """The words of `_apart` by name; '' where a run has nothing of the kind."""
+    cost, training = record["cost"], at(record, "run.config.training") or {}
     others = (cost.get("packed_with") or 1) - 1
-    words += [f"packed with {others} other{'s' if others > 1 else ''}"] if others > 0 else []
     retried = (cost.get("oom_retries") or 0) > 0
-    return words + ([f"micro-batches of {cost.get('micro_batch')} as memory ran out"] if retried else [])
+    return {
+        "feature cache": "features computed once" if cost.get("cached_features") else "",
+        "gradient checkpointing": "activations computed again" if training.get("gradient_checkpointing") else "",
+        "sharding": "weights shared among the devices" if cost.get("sharded_parameters") else "",
+        "packing": f"packed with {others} other{'s' if others > 1 else ''}" if others > 0 else "",
+        "micro-batch": f"micro-batches of {cost.get('micro_batch')} as memory ran out" if retried else "",
+    }
 
 
 def _versions(record: Record) -> str:
