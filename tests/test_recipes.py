@@ -186,6 +186,26 @@ def test_the_key_of_a_config_stays() -> None:
     assert record.cell_key(SMALL, "rows:1") == "df6d756ce061a477", "finished cells would not be found any more"
 
 
+def test_a_constant_rate_that_warms_up_is_another_cell_than_one_that_did_not() -> None:
+    """Once it ignored its warm-up: those records are not found any more, and all others are."""
+
+    def version(**training: Any) -> int:
+        return record.harness_version({**SMALL, "training": {**SMALL["training"], **training}})
+
+    assert version() == version(schedule="linear") == record.HARNESS_VERSION
+    assert version(schedule="constant", warmup_ratio=0.0) == record.HARNESS_VERSION
+    assert version(schedule="constant", warmup_steps=0) == record.HARNESS_VERSION
+    assert version(schedule="constant") == version(schedule="constant", warmup_ratio=0.0, warmup_steps=5) == 2
+    warmed = {**SMALL, "training": {**SMALL["training"], "schedule": "constant"}}
+    key = record.cell_key(warmed, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "HEEDS_WARMUP", record.HARNESS_VERSION)
+        assert record.cell_key(warmed, "") != key
+    bitfit = compose_settings("backbone=roberta_base", "method=bitfit", "task=rte")
+    assert bitfit.training.schedule == "constant"
+    assert record.harness_version(bitfit.config) == record.HARNESS_VERSION
+
+
 def test_the_defaults_that_keys_leave_out_stay() -> None:
     text = json.dumps(record._defaults(), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -31,6 +31,7 @@ from propulsion.harness.tables import (
     load_records,
     print_table,
     read,
+    reading,
     tables_of,
     to_csv,
     to_latex,
@@ -463,6 +464,13 @@ def test_conditions_stand_beside_the_numbers() -> None:
     assert found["Batches"] == "full: 16 (2 × 8 per device); lora: 16"
     assert found["Training"] == "100 steps, at most 96 tokens"
     assert found["Schedule"] == "linear, warm-up 0.06 of the steps, weight decay 0.0"
+    constant = make(schedule="constant")
+    old, new = "constant, no warm-up, weight decay 0.0", "constant, warm-up 0.06 of the steps, weight decay 0.0"
+    assert dict(build([constant], "glue").conditions)["Schedule"] == old
+    constant["run"]["harness"] = 2  # from then on it is heeded
+    assert dict(build([constant], "glue").conditions)["Schedule"] == new
+    constant["run"]["harness"] = "2"
+    assert reading.problem(constant) == "run.harness is of the wrong type"
     assert found["Device"] == "full: 2 × CPU of a kind, fp32; lora: CPU of a kind, fp32"
     assert found["Versions"] == "python 3.11.7, torch 2.13.0, transformers 5.23.0, peft 0.21.2, datasets 5.2.0"
     assert found["Code"] == "full: commit 0123456789ab with changes not committed; lora: commit 0123456789ab"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from baselines import Partition
 from propulsion.harness.cell import run_cell
 from propulsion.harness.optimizing import is_matrix, parameter_groups
 from propulsion.harness.sampler import EpochSampler
 from propulsion.harness.settings import TrainingSpec, total_steps
+from propulsion.harness.training import _arguments
 from tests.conftest import ComposeCell
 
 
@@ -62,6 +66,34 @@ def test_vectors_stored_as_matrices_are_vectors() -> None:
 )
 def test_total_steps(spec: TrainingSpec, rows: int, steps: int) -> None:
     assert total_steps(spec, rows) == steps
+
+
+WARMING = [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["training.warmup_ratio=0.5"], [*WARMING, *[1.0] * 4]),
+        (["training.warmup_steps=4", "training.warmup_ratio=0"], [*WARMING, *[1.0] * 4]),
+        (["training.warmup_ratio=0"], [1.0] * 8),
+        (["training.warmup_steps=0"], [1.0] * 8),
+        (["training.schedule=linear", "training.warmup_ratio=0.5"], [*WARMING, 1.0, 0.75, 0.5, 0.25]),
+    ],
+)
+def test_a_constant_rate_warms_up_as_its_settings_say(
+    tiny: ComposeCell, words: list[str], expected: list[float], tmp_path: Path
+) -> None:
+    settings = tiny("training.schedule=constant", "training.max_steps=8", *words)
+    arguments = _arguments(settings, 100, "fp32", tmp_path)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(8), 8)
+    rates = []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected)
 
 
 def test_the_order_of_rows_hangs_on_seed_and_epoch_alone_and_groups_lengths() -> None:

@@ -179,7 +179,7 @@ def _blank(settings: Settings, key: str, source: Source, data: TaskData) -> dict
         "status": record.SUCCESS,
         "error": None,
         "run": {
-            "harness": record.HARNESS_VERSION,
+            "harness": record.harness_version(settings.config),
             "task": settings.task.name,
             "task_version": settings.task.version,
             "suite": settings.task.suite,

@@ -23,7 +23,8 @@ from propulsion.harness.settings import Config, Settings
 
 SCHEMA = 1
 SUCCESS, FAILED, DIVERGED = "success", "failed", "diverged"
-HARNESS_VERSION = 1  # raised when a change of the code, or of a default in settings.py, changes scores
+HARNESS_VERSION = 1  # raised, next to 3, when a change of the code, or of a default in settings.py, changes scores
+HEEDS_WARMUP = 2  # the version of cells with a constant rate and a warm-up, which earlier code left out
 PARALLEL_CELLS = "PROPULSION_PARALLEL_CELLS"  # in the environment: cells of one sweep that share the machine
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -50,9 +51,18 @@ def cell_key(config: dict[str, Any], fingerprint: str) -> str:
     """
     start = config["training"]["start_from"]  # the file counts, not where it lies
     kept = _decisive(config, start_digest(start) if start else None)
-    identity = {"harness": HARNESS_VERSION, "config": _without_defaults(kept, _defaults()), "data": fingerprint}
+    identity = {"harness": harness_version(config), "config": _without_defaults(kept, _defaults()), "data": fingerprint}
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def harness_version(config: dict[str, Any]) -> int:
+    """The version of the code that a cell's scores hang on: `HARNESS_VERSION`, but where a change touched few cells."""
+    training = {**_defaults()["training"], **config["training"]}
+    steps = training["warmup_steps"]
+    warmup = training["warmup_ratio"] if steps is None else steps
+    warmed = training["schedule"] == "constant" and warmup > 0
+    return max(HARNESS_VERSION, HEEDS_WARMUP) if warmed else HARNESS_VERSION
 
 
 def decisive(run: dict[str, Any]) -> dict[str, Any]:

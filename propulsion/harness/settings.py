@@ -152,7 +152,7 @@ class TrainingSpec:
     head_learning_rate: float | None = None  # null: as the rest
     weight_decay: float = 0.0
     decay_vectors: bool = False  # decay z, biases and norms too, as the authors' notebooks do; pulls z to 0, not to 1
-    schedule: str = "linear"  # linear | cosine | constant
+    schedule: str = "linear"  # linear | cosine | constant: what follows the warm-up
     warmup_ratio: float = 0.06
     warmup_steps: int | None = None  # wins over the ratio
     max_grad_norm: float = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from propulsion.harness.errors import UserError
-from propulsion.harness.record import HARNESS_VERSION, cell_key, decisive
+from propulsion.harness.record import HARNESS_VERSION, cell_key, decisive, harness_version
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
 
@@ -75,8 +75,9 @@ def differences(settings: Settings, record: Record, fingerprints: Fingerprints) 
     """What decides the scores and is not as it was when the record was made, `task.version 1 -> 2`."""
     run = record["run"]
     found = []
-    if run.get("harness", HARNESS_VERSION) != HARNESS_VERSION:
-        found.append(f"code version {run['harness']} -> {HARNESS_VERSION}")
+    made_by, needed = run.get("harness", HARNESS_VERSION), harness_version(settings.config)
+    if made_by != needed:
+        found.append(f"code version {made_by} -> {needed}")
     if not fingerprints.fits(settings, run["data"]["fingerprint"]):
         found.append("the data changed")
     before, after = flat(decisive(run)), flat(decisive({"config": settings.config}))

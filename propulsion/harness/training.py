@@ -126,6 +126,8 @@ def _per_device(batch_size: int) -> int:
 
 def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path) -> TrainingArguments:
     spec = settings.training
+    warmup = spec.warmup_ratio if spec.warmup_steps is None else spec.warmup_steps
+    warmed = spec.schedule == "constant" and warmup > 0  # transformers' own `constant` has no warm-up
     cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -135,8 +137,8 @@ def _arguments(settings: Settings, rows: int, precision: str, checkpoints: Path)
         num_train_epochs=spec.epochs,
         max_steps=spec.max_steps,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule,
-        warmup_steps=spec.warmup_ratio if spec.warmup_steps is None else spec.warmup_steps,
+        lr_scheduler_type="constant_with_warmup" if warmed else spec.schedule,
+        warmup_steps=warmup,
         max_grad_norm=spec.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,

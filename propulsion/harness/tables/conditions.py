@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from propulsion.harness.record import DIVERGED, FAILED, SUCCESS, start_of
+from propulsion.harness.record import DIVERGED, FAILED, HEEDS_WARMUP, SUCCESS, start_of
 from propulsion.harness.tables.reading import Record, at
 from propulsion.harness.tables.variants import short_start
 
@@ -162,9 +162,11 @@ def _schedule(record: Record) -> str | None:
     if not training:
         return None
     steps = training.get("warmup_steps")
-    warmup = f"{steps} steps" if steps is not None else f"{training.get('warmup_ratio')} of the steps"
+    warmup = f"warm-up {steps} steps" if steps is not None else f"warm-up {training.get('warmup_ratio')} of the steps"
+    if training.get("schedule") == "constant" and (record["run"].get("harness") or 0) < HEEDS_WARMUP:
+        warmup = "no warm-up"  # none was asked for, or earlier code left it out
     decay = f"weight decay {training.get('weight_decay')}{' (z too)' if training.get('decay_vectors') else ''}"
-    return f"{training.get('schedule')}, warm-up {warmup}, {decay}"
+    return f"{training.get('schedule')}, {warmup}, {decay}"
 
 
 def _learning_rate(record: Record) -> str | None:

@@ -29,6 +29,7 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run.config", "run.data", "params", "eval", "cost", "env"), dict),
 }
 OPTIONAL: dict[str, type | tuple[type, ...]] = {  # null, or of this type
+    "run.harness": int,
     "run.weights": dict,
     **{f"run.weights.{name}": str for name in ("id", "revision", "sha256")},
     "run.start": dict,
