@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from propulsion.harness import configs, planning, sheets
 from propulsion.harness.ablations.report import write_report
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import REPOSITORY, check_writable
 from scripts.reproduce import INTERRUPTED, run_sweep
@@ -109,4 +109,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

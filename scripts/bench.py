@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from propulsion.harness import files, record
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.speedtest import packs, padding
 from propulsion.harness.speedtest.entrants import backbone, entrants
 from propulsion.harness.speedtest.measure import Case, compare
@@ -170,4 +170,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from propulsion.harness import claims, ledger, references, sheets
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.evidence import unusable
 from propulsion.harness.ntk import records as kernels
 from propulsion.harness.record import REPOSITORY
@@ -64,4 +64,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from propulsion.harness import configs, methods, params, sheets
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 
 KEYS = ("methods", "results_dir")
 EXPLAINED = (
@@ -66,4 +66,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

@@ -20,7 +20,7 @@ from typing import Any
 
 from propulsion.harness import configs, planning, sheets
 from propulsion.harness.cell import run_cell
-from propulsion.harness.errors import RunningElsewhere, UserError
+from propulsion.harness.errors import RunningElsewhere, UserError, ended
 from propulsion.harness.ntk import records
 from propulsion.harness.ntk.measure import FULL, check_full, measure, run_of
 from propulsion.harness.ntk.report import write_report
@@ -169,4 +169,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from propulsion.harness import configs, params, sheets
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.tables import escape
 from propulsion.harness.tables.as_csv import rows_to_csv
 
@@ -93,4 +93,4 @@ def _list(chosen: dict[str, str], key: str) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

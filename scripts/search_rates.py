@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from propulsion.harness import configs, params
-from propulsion.harness.errors import UserError
+from propulsion.harness.errors import UserError, ended
 from propulsion.harness.record import REPOSITORY, SUCCESS, decisive
 from propulsion.harness.tables import load_records
 
@@ -209,4 +209,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

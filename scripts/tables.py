@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from propulsion.harness import figures
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.report import write_report
 from propulsion.harness.tables import print_table
 
@@ -68,4 +68,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

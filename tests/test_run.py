@@ -14,6 +14,7 @@ from baselines import apply_method
 from propulsion.harness import cell as cell_module
 from propulsion.harness.backbones import load_model, load_tokenizer
 from propulsion.harness.cell import run_cell
+from propulsion.harness.errors import ended
 from propulsion.harness.progress import count_cells, duration
 from propulsion.harness.record import PARALLEL_CELLS
 from propulsion.harness.sweeps import TOTAL
@@ -273,3 +274,14 @@ def test_every_backbone_can_be_shrunk_to_a_toy_and_built(backbone: str) -> None:
     tuned = apply_method(model, settings.method, settings.backbone)
     batch = tokenizer([["a row", "of text"], ["another", "one of them"]], padding=True, return_tensors="pt")
     assert tuned(**batch).logits.shape == (2, 2)
+
+
+def test_ctrl_c_at_any_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        assert arguments == ["results_dir=x"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["scripts.tables", "results_dir=x"])
+    assert ended(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted: type the same command again\n"
+    assert ended(len) == 1

@@ -1,9 +1,10 @@
-"""The one error that is the user's to mend: bad input, said in one line."""
+"""The one error that is the user's to mend, bad input, and how else a command or a cell ends without a result."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -16,6 +17,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} '{name}': {hint}")
+
+
+def ended(main: Callable[[list[str]], int]) -> int:
+    """The exit code of a command on what was typed; Ctrl-C is one line and 130. What it writes, it writes whole."""
+    try:
+        return main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted: type the same command again", file=sys.stderr)
+        return 130
 
 
 class CellStopped(Exception):

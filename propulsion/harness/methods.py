@@ -20,7 +20,7 @@ from propulsion.harness.trial import FAMILIES, PAD, Trial, try_method
 LORA_NOT_COVERED = {
     "alora_invocation_tokens": "decoders whose texts all hold its invocation",
     "arrow": "mixes LoRA adapters that were trained before",
-    "corda": "its start needs a pass over data before peft wraps the model, where EVA's comes after: no hook of peft's does it",
+    "corda": "its start needs a pass over data before peft wraps the model, which no hook of peft's does",
     "gaussian": "another spread of the start alone: `method.peft.init_lora_weights=gaussian` on any LoRA",
     "kasa": "two terms of its loss are left to the training loop, and it changes the frozen weights for good",
     "loftq": "quantizes the backbone that it is compared on",
