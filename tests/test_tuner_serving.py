@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propulsion import PropulsionConfig, hotswap_adapter
+from propulsion.tuner.layer import PropulsionLayer
 from tests.test_tuner import draw_z, logits, zs
 from tests.tiny_models import tiny_batch, tiny_classifier, tiny_language_model
 
@@ -207,6 +208,62 @@ def test_a_weighted_adapter_that_means_nothing_is_refused() -> None:
     assert set(model.peft_config) == {"a", "b"}
     with pytest.raises(ValueError, match="modules_to_save"):
         two_adapters(tiny_classifier("bert"), task_type="SEQ_CLS").add_weighted_adapter(["a"], [1.0], "c")
+    biased = two_adapters(tiny_language_model("llama"), {"bias": "none"}, bias="propulsion_only")
+    with pytest.raises(ValueError, match=r"adapter 'a' trains biases \(bias='propulsion_only'\)"):
+        biased.add_weighted_adapter(["b", "a"], [1.0, 1.0], "c")
+    biased.add_weighted_adapter(["b"], [1.0], "c")
+    assert set(biased.peft_config) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"exclude_modules": ["q_proj"]},
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": 0, "layers_pattern": "layers"},
+        {"target_modules": ["v_proj"], "num_vectors": 2, "init_spread": 0.1},
+    ],
+)
+def test_a_weighted_adapter_scales_the_layers_of_all(first: dict[str, Any]) -> None:
+    model = get_peft_model(
+        tiny_language_model("llama"), PropulsionConfig(**{"target_modules": "attention", **first}), adapter_name="a"
+    )
+    model.add_adapter("b", PropulsionConfig(target_modules="attention"))
+    draw_z(model, 1, adapter="a")
+    draw_z(model, 2, adapter="b")
+    state = torch.get_rng_state()
+    model.eval().add_weighted_adapter(["a", "b"], [1.0, 1.0], "both")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(zs(model, "both")) == len(zs(model, "b")) > len(zs(model, "a"))
+    batch = {k: v for k, v in tiny_batch().items() if k != "labels"}
+    model.base_model.set_adapter(["a", "b"])
+    together = logits(model, **batch)
+    model.set_adapter("both")
+    torch.testing.assert_close(logits(model, **batch), together, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weighted_adapter_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = two_adapters(tiny_language_model("llama"), target_modules="attention")
+    model.set_adapter("a")
+    batch = {k: v for k, v in tiny_batch().items() if k != "labels"}
+    before, own, calls = logits(model, **batch), PropulsionLayer.update_layer, 0
+
+    def out_of_memory(layer: PropulsionLayer, name: str, config: PropulsionConfig) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("no room for the third layer")
+        own(layer, name, config)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(PropulsionLayer, "update_layer", out_of_memory)
+        model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "both")
+    assert set(model.peft_config) == {"a", "b"}
+    assert not zs(model, "both")
+    assert model.active_adapters == ["a"]
+    assert torch.equal(logits(model, **batch), before)
+    model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "both")
+    assert len(zs(model, "both")) == len(zs(model, "b"))
 
 
 def test_a_deleted_adapter_leaves_no_trace() -> None:

@@ -115,7 +115,8 @@ class PropulsionModel(BaseTuner):
         """Makes a new adapter whose scale is the product of others' scales, each to the power of its weight.
 
         Weights of 1 give what the adapters give when they are active together; a single one with weight 0.5 is
-        half as strong. z^k is taken over as it is: the new adapter has the degree of the first.
+        half as strong. z^k is taken over as it is: the new adapter has the degree of the first, and a z on every
+        layer that one of them scales.
 
         Args:
             adapters: Names of loaded adapters.
@@ -123,13 +124,27 @@ class PropulsionModel(BaseTuner):
             adapter_name: The name of the new adapter, which is not made active.
 
         Raises:
-            ValueError: An unknown or a taken name, more or fewer weights, an adapter with `modules_to_save`, or
-                a z that is not above 0 and so has no such power.
+            ValueError: An unknown or a taken name, more or fewer weights, an adapter with `modules_to_save` or
+                trained biases, or a z that is not above 0 and so has no such power. No trace of the new adapter
+                is left then, nor after any other error.
         """
         configs = self._check_weighted(adapters, weights, adapter_name)
         targets = {name for config in configs for name in config.target_modules}
-        self.peft_config[adapter_name] = dataclasses.replace(configs[0], target_modules=targets, num_vectors=1)
-        self.inject_adapter(self.model, adapter_name)
+        chosen: dict[str, Any] = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+        start: dict[str, Any] = {"init_weights": True, "init_spread": 0.0, "num_vectors": 1}
+        self.peft_config[adapter_name] = dataclasses.replace(configs[0], target_modules=targets, **chosen, **start)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+            self._multiply(adapters, weights, adapter_name)
+        except BaseException:
+            del self.peft_config[adapter_name]
+            for layer in self._scaled_layers():
+                layer.delete_adapter(adapter_name)
+            raise
+
+    @torch.no_grad()
+    def _multiply(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Sets every z of `adapter_name` to the root of the product of the others' scales to their weights."""
         for layer in self._scaled_layers():
             if adapter_name not in layer.propulsion_z:
                 continue
@@ -137,7 +152,7 @@ class PropulsionModel(BaseTuner):
             log = torch.zeros_like(new)
             for name, weight in zip(adapters, weights, strict=True):
                 if name in layer.propulsion_z:
-                    log += weight * layer.degree[name] * layer.vector(name).detach().log()
+                    log += weight * layer.degree[name] * layer.vector(name).log()
             new.copy_(torch.exp(log / layer.degree[adapter_name]))
 
     def _check_weighted(self, adapters: list[str], weights: list[float], adapter_name: str) -> list[Any]:
@@ -151,11 +166,15 @@ class PropulsionModel(BaseTuner):
         for module in self.modules():
             if isinstance(module, ModulesToSaveWrapper) and set(adapters) & set(module.modules_to_save):
                 raise ValueError("an adapter that trains a module whole (modules_to_save) has no weighted product")
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        for name, config in zip(adapters, configs, strict=True):
+            if config.bias != "none":
+                raise ValueError(f"adapter {name!r} trains biases (bias={config.bias!r}): it has no weighted product")
         for layer in self._scaled_layers():
             for name in set(adapters) & set(layer.propulsion_z):
                 if not bool((layer.vector(name) > 0).all()):
                     raise ValueError(f"adapter {name!r} has a z that is not above 0: it has no weighted product")
-        return [self.peft_config[name] for name in adapters]
+        return configs
 
     def _scaled_layers(self) -> list[PropulsionLayer]:
         return [module for module in self.model.modules() if isinstance(module, PropulsionLayer)]
