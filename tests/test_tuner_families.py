@@ -318,11 +318,16 @@ def test_exclusions_and_block_indices() -> None:
     second = {n for n in everything if ".layer.1." in n}
     assert targets(model, layers_to_transform=1) == targets(model, "all", layers_to_transform=[1]) == second
     assert targets(model, layers_to_transform=[1], layers_pattern="layer") == second
+    first = {n for n in everything if ".layer.0." in n}
+    assert targets(model, layers_to_transform=0) == targets(model, layers_to_transform=[0]) == first
+    assert targets(model, layers_to_transform=[]) == everything  # as in peft
     assert targets(model, ["all", "classifier.dense"], layers_to_transform=[1]) == {
         *second,
         "classifier.dense",
     }
-    assert "classifier" not in targets(tiny_classifier("bert"), layers_to_transform=[0])
+    for index in (0, [0]):  # whose heads have names of one part
+        assert "classifier" not in targets(tiny_classifier("bert"), layers_to_transform=index)
+        assert "lm_head" not in targets(tiny_language_model("llama"), layers_to_transform=index)
     with pytest.raises(ValueError, match="taken out again"):
         targets(model, ["classifier.dense"], modules_to_save=["classifier"])
 

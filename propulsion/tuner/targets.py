@@ -180,7 +180,7 @@ def _ends_with(name: str, ending: str) -> bool:
 def _is_kept(config: PropulsionConfig, name: str, exact: bool) -> bool:
     """Whether a matched layer survives `exclude_modules`, `modules_to_save` and `layers_to_transform`."""
     last = name.rpartition(".")[2]
-    if last == name and not exact and config.layers_to_transform:
+    if last == name and not exact and config.layers_to_transform not in (None, []):
         return False  # a layer outside every block
     probe = copy.copy(config)
     # peft looks at layers_to_transform only where a name ending matches, and takes a full name as it stands
