@@ -27,8 +27,9 @@ EXPLAINED = (
     "A classifier with two labels. Head trained: as peft does it, the whole head is trained and no method "
     "touches it. Head frozen: it stays at its random start, and what the method puts on it (z) is adapter.",
     "`effective`: of `adapter`, those that the outputs can tell apart. A query's scale and its key's act as a product "
-    "alone, all embeddings' scales have one common factor that their layer norm does not see, and LoRA's B A has r^2 "
-    "choices of a basis (propulsion/harness/gauge.py).",
+    "alone, all embeddings' scales have one common factor that their layer norm does not see, LoRA's B A has r^2 "
+    "choices of a basis, and AdaLoRA's P diag(E) Q r^2 + r (propulsion/harness/gauge.py). Of methods without such a "
+    "rule no number is given.",
     "`on disk`: the trained tensors in float32. `share`: trained of the model's own parameters.",
     "The last six columns say how many times fewer parameters than LoRA (r=8 on q, v) and than full "
     f"fine-tuning. {'; '.join(f'{way}: {meaning}' for way, meaning in params.WAYS.items())}.",

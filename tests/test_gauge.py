@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.ia3.layer import IA3Layer
+from peft.tuners.lora import BdLoraConfig
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
 
 from propulsion import PropulsionConfig
-from propulsion.harness import params
-from propulsion.harness.gauge import Gauge, gauge
+from propulsion.harness import params, trial
+from propulsion.harness.backbones import load_model
+from propulsion.harness.gauge import Gauge, gauge, has_rule
 from propulsion.harness.ntk.jacobians import Piece, jacobian
 from propulsion.tuner.layer import PropulsionLayer
+from tests.conftest import names
 from tests.test_tuner import draw_z
 from tests.tiny_models import HIDDEN, LAYERS, VOCABULARY, tiny_batch, tiny_classifier
 
@@ -89,9 +95,9 @@ def test_rotary_positions_need_one_factor_for_both_features_of_a_pair() -> None:
 def rank(model: Any, rows: int = 100) -> int:
     """The rank of the Jacobian of the logits by all z, over random rows of several lengths."""
     generator = torch.Generator().manual_seed(0)
-    names = [n for n, p in model.named_parameters() if "propulsion_z" in n]
+    zs = [n for n, p in model.named_parameters() if "propulsion_z" in n]
     parameters = dict(model.named_parameters())
-    pieces = [Piece(n, None, parameters[n].numel(), 1) for n in names]
+    pieces = [Piece(n, None, parameters[n].numel(), 1) for n in zs]
     lines = []
     for number in range(rows):
         length = 3 + number % 7
@@ -143,4 +149,85 @@ def test_the_counts_have_effective_parameters_beside_them() -> None:
     assert whole.effective == 86_018 - 12 * 768 - 1
     lora = params.count_cell(params.load_backbone("roberta_base"), params.load_method("lora"), "trained")
     assert lora.effective == 294_912 - 24 * 64
+    adalora = params.count_cell(params.load_backbone("roberta_base"), params.load_method("adalora"), "trained")
+    assert adalora.effective == 438_912 == 24 * (2 * 12 * 768 + 12) - 24 * (144 + 12)
     assert "effective" in params.HEADER
+
+
+# Every method of peft's, layer by layer
+
+# Those with a rule. Propulsion's own look beyond one layer: they are compared by the model's outputs, above.
+RULED = {
+    *("adalora", "bdlora", "dora", "eva", "ia3", "ia3_peft", "lora", "lora_orthogonal", "mica", "olora", "pissa"),
+    *("rslora", "velora"),
+}
+OURS = {"propulsion", "propulsion_attn", "propulsion_paper"}
+
+
+def rank_by_layers(model: nn.Module) -> int:
+    """The ranks, layer by layer, of the map from what an adapter trains in it to the layer's outputs.
+
+    By differences: VeLoRA's backward pass and DoRA's, which takes norms for constants, are not that of their outputs.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (LoraLayer, IA3Layer))]
+    return sum(rank_of_layer(layer) for layer in layers)
+
+
+@torch.no_grad()
+def rank_of_layer(layer: Any, step: float = 1e-4) -> int:
+    unit = torch.eye(layer.in_features, dtype=torch.float64)
+    columns = []
+    for parameter in layer.parameters():
+        for entry in parameter.view(-1) if parameter.requires_grad else ():
+            before, ends = entry.clone(), []
+            for end in (step, -step):
+                entry.copy_(before + end)
+                ends.append(layer(unit).flatten())
+            entry.copy_(before)
+            columns.append((ends[0] - ends[1]) / (2 * step))
+    values = torch.linalg.svdvals(torch.stack(columns))
+    return int((values > 1e-6 * values[0]).sum())
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_the_rule_of_every_method_is_the_rank_of_its_layers(name: str) -> None:
+    backbone, method = trial.tiny(params.load_backbone("minilm")), params.load_method(name)
+    torch.manual_seed(0)
+    model = load_model(backbone, trial.TASK, trial.PAD)[0]
+    row = params.count_cell(backbone, method, method.head, lambda *_: model)
+    assert (row.effective is not None) == (name in RULED | OURS or name == "head")
+    if name in RULED:
+        model.double().eval()
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter) * parameter.requires_grad
+        assert row.effective == rank_by_layers(model)
+
+
+@pytest.mark.parametrize("blocks", [{"target_modules_bd_a": ["query"]}, {"target_modules_bd_b": ["query"]}])
+def test_block_diagonal_factors_have_a_choice_of_basis_in_each_block(blocks: dict[str, list[str]]) -> None:
+    config = LoraConfig(r=4, target_modules=["query"], use_bdlora=BdLoraConfig(nblocks=2, **blocks))
+    model = get_peft_model(tiny_classifier("bert").double(), config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter) * parameter.requires_grad
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert gauge(model) == Gauge(low_rank=LAYERS * 8)
+    assert rank_by_layers(model) == trained - LAYERS * 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": "lora_only"},
+        {"r": HIDDEN},
+        {"r": 4, "alora_invocation_tokens": [1]},
+    ],
+)
+def test_what_no_rule_covers_has_no_number(options: dict[str, Any]) -> None:
+    model = get_peft_model(tiny_classifier("bert"), LoraConfig(**{"r": 2, "target_modules": ["query"], **options}))
+    assert not has_rule(model, [n for n, p in model.named_parameters() if p.requires_grad])
+
+
+def test_an_embeddings_lora_has_the_same_rule() -> None:
+    model = get_peft_model(tiny_classifier("bert"), LoraConfig(r=3, target_modules=["word_embeddings"]))
+    assert gauge(model) == Gauge(low_rank=9)
+    assert has_rule(model, [n for n, p in model.named_parameters() if p.requires_grad])

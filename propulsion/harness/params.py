@@ -19,7 +19,7 @@ from baselines import Counts, apply_method, count, partition
 from propulsion.harness import configs
 from propulsion.harness.backbones import build_empty
 from propulsion.harness.errors import UserError
-from propulsion.harness.gauge import gauge
+from propulsion.harness.gauge import gauge, has_rule
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import BackboneSpec, MethodSpec, TaskSpec
 from propulsion.harness.sheets import NONE, Sheet
@@ -71,7 +71,8 @@ class Count:
     own_head: int  # parameters of the backbone's head, trained or not
     base: int  # parameters of the backbone with its head, before any method
     refusal: str = ""
-    effective: int | None = None  # of `adapter`, those that the outputs can tell apart (propulsion.harness.gauge)
+    # Of `adapter`, those that the outputs can tell apart; None where no rule is known (propulsion.harness.gauge).
+    effective: int | None = None
 
     @property
     def bytes(self) -> int | None:
@@ -132,10 +133,11 @@ def count_cell(
     for name, parameter in tuned.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)  # a constant that peft's AdaLoRA keeps among its parameters
-    counts = count(tuned, partition(tuned, backbone.head, policy != "frozen"))
+    parts = partition(tuned, backbone.head, policy != "frozen")
+    counts = count(tuned, parts)
     if counts.trainable == 0:
         return Count(backbone.name, method.name, policy, None, own_head, base, "nothing left to train")
-    effective = counts.adapter - gauge(tuned).redundant
+    effective = counts.adapter - gauge(tuned).redundant if has_rule(tuned, parts.adapter) else None
     return Count(backbone.name, method.name, policy, counts, own_head, base, effective=effective)
 
 
