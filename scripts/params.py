@@ -7,7 +7,8 @@ Without `methods` those of the paper's grid; any other of conf/method is counted
     python -m scripts.params methods=lora,<your own> --config-dir <folder>
 
 Writes <results_dir>/params/params.{md,csv,tex}; without results_dir=, only the whole report. No weights, no network,
-no GPU.
+no GPU; methods that read the weights first (shira, adamss, frod, mica) are counted on random ones, and on backbones
+below a billion parameters alone.
 """
 
 from __future__ import annotations

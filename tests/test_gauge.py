@@ -194,7 +194,7 @@ def test_the_rule_of_every_method_is_the_rank_of_its_layers(name: str) -> None:
     backbone, method = trial.tiny(params.load_backbone("minilm")), params.load_method(name)
     torch.manual_seed(0)
     model = load_model(backbone, trial.TASK, trial.PAD)[0]
-    row = params.count_cell(backbone, method, method.head, lambda *_: model)
+    row = params.count_model(model, backbone, method, method.head)
     assert (row.effective is not None) == (name in RULED | OURS or name == "head")
     if name in RULED:
         model.double().eval()

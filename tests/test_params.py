@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from propulsion.harness import params
-from propulsion.harness.backbones import build_empty
+from propulsion.harness import params, trial
+from propulsion.harness.backbones import build_empty, load_model
 from propulsion.harness.params import count_cell, load_backbone, load_method
 from scripts import params as script
+from tests.conftest import names
 
 # backbone: full, all with the head frozen, attention, linears of the backbone, head
 PUBLISHED = {
@@ -110,6 +111,35 @@ def test_refusals_are_rows() -> None:
     assert "llama32_1b has no biases to train" in bitfit.refusal
     assert head.refusal == "nothing left to train"
     assert params.ratios(bitfit, head) == dict.fromkeys(params.WAYS)
+
+
+@pytest.mark.parametrize("method", names("method"))
+def test_every_method_is_counted_as_on_a_model_with_weights(method: str) -> None:
+    backbone, spec = trial.tiny(load_backbone("roberta_base")), load_method(method)
+    row = count_cell(backbone, spec, spec.head)
+    assert row.counts is not None
+    model = load_model(backbone, params.TASK, trial.PAD)[0]
+    assert row == params.count_model(model, backbone, spec, spec.head)
+
+
+def test_a_method_that_reads_the_weights_is_counted_on_random_ones() -> None:
+    found = counted("roberta_base", "shira").counts
+    assert found is not None
+    assert (found.adapter, found.head) == (24 * 8 * (768 + 768), 592_130)
+    assert counted("roberta_base", "shira", "frozen").refusal == ""
+
+
+def test_a_method_that_reads_the_weights_of_a_large_backbone_says_that_it_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(params, "_drawn", lambda backbone: pytest.fail(f"{backbone.name} has no room"))
+    assert script.main(["backbones=llama32_1b,llama_7b", "methods=shira,lora", f"results_dir={tmp_path}"]) == 0
+    with (tmp_path / "params" / "params.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["method"] == "shira"]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["adapter"] == ""
+        assert "reads the weights before it knows what it trains, and is counted on random ones below" in row["refusal"]
 
 
 @pytest.mark.parametrize("backbone", ["roberta_base", "roberta_large", "minilm"])

@@ -11,10 +11,9 @@ import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from propulsion.harness import configs, params
-from propulsion.harness.backbones import load_model
 from propulsion.harness.settings import MethodSpec
 from propulsion.harness.sheets import NONE, Sheet
-from propulsion.harness.trial import FAMILIES, PAD, Trial, try_method
+from propulsion.harness.trial import FAMILIES, Trial, try_method
 
 # The same for the options of LoRA that make it another method, and for its starts.
 LORA_NOT_COVERED = {
@@ -74,12 +73,8 @@ def _row(spec: MethodSpec) -> Row:
 
 
 def adapter_size(spec: MethodSpec) -> int | None:
-    """Parameters outside the head on `COUNTED_ON`; of a method that reads the weights first, on random ones."""
-    backbone = params.load_backbone(COUNTED_ON)
-    found = params.count_cell(backbone, spec, spec.head)
-    if found.counts is None:
-        backbone.weights = "random"
-        found = params.count_cell(backbone, spec, spec.head, lambda b, task: load_model(b, task, PAD)[0])
+    """Parameters outside the head on `COUNTED_ON`."""
+    found = params.count_cell(params.load_backbone(COUNTED_ON), spec, spec.head)
     return found.counts.adapter if found.counts else None
 
 

@@ -1,29 +1,33 @@
 """Exact parameter counts of every backbone x method x head policy, from the YAML files alone.
 
-Models are built on the meta device: names and shapes, no weights, no memory, no network.
+Models are built on the meta device: names and shapes, no weights, no memory, no network. A method that reads the
+weights before it knows what it trains is counted on random ones, where the backbone is below `DRAWN_BELOW` parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from baselines import Counts, apply_method, count, partition
+from baselines import Counts, NeedsWeightsError, apply_method, count, partition
 from propulsion.harness import configs
-from propulsion.harness.backbones import build_empty
+from propulsion.harness.backbones import build_empty, load_model
 from propulsion.harness.errors import UserError
 from propulsion.harness.gauge import gauge, has_rule
 from propulsion.harness.record import REPOSITORY
 from propulsion.harness.settings import BackboneSpec, MethodSpec, TaskSpec
 from propulsion.harness.sheets import NONE, Sheet
+from propulsion.harness.trial import PAD
 
+DRAWN_BELOW = 1_000_000_000  # 4 GB in float32: what a laptop holds beside the rest
 BYTES = 4  # trained tensors are stored in float32
 TASK = TaskSpec(name="counts", kind="classification", labels=["0", "1"])  # the paper counts with two labels
 WAYS = {
@@ -112,22 +116,47 @@ def _load(group: str, name: str, spec: Any) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), resolved[group]))
 
 
-def count_cell(
-    backbone: BackboneSpec,
-    method: MethodSpec,
-    policy: str,
-    build: Callable[[BackboneSpec, TaskSpec], PreTrainedModel] = build_empty,
-) -> Count:
-    """Build one model, on the meta device where nothing else is asked for, and count it."""
-    model = build(backbone, TASK)
+def count_cell(backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count:
+    """Count one model built on the meta device, or on random weights where the method reads them first."""
+    model = build_empty(backbone, TASK)
+    try:
+        return count_model(model, backbone, method, policy)
+    except NeedsWeightsError as error:
+        size, own_head = _sizes(model, backbone)
+        if size < DRAWN_BELOW:
+            return count_model(_drawn(backbone), backbone, method, policy)
+        why = f"{error}, and is counted on random ones below {DRAWN_BELOW:,} parameters alone"
+        return Count(backbone.name, method.name, policy, None, own_head, size, why)
+
+
+def _drawn(backbone: BackboneSpec) -> PreTrainedModel:
+    """The backbone with random weights, the same ones each time."""
+    spec = replace(backbone, weights="random", dtype="float32", quantize="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_model(spec, TASK, PAD)[0]
+
+
+def _sizes(model: PreTrainedModel, backbone: BackboneSpec) -> tuple[int, int]:
+    """Parameters of a whole model, and of its head."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    base = sum(sizes.values())
-    own_head = sum(size for name, size in sizes.items() if name.split(".")[0] in backbone.head)
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if name.split(".")[0] in backbone.head)
+
+
+def count_model(model: PreTrainedModel, backbone: BackboneSpec, method: MethodSpec, policy: str) -> Count:
+    """Apply a method to a fresh model of a backbone, which is changed by it, and count.
+
+    Raises:
+        NeedsWeightsError: the model is on the meta device, and the method reads its weights.
+    """
+    base, own_head = _sizes(model, backbone)
     method = dataclasses.replace(method, head=policy)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers left out: their counts show it
             tuned = apply_method(model, method, backbone)
+    except NeedsWeightsError:
+        raise
     except UserError as error:
         return Count(backbone.name, method.name, policy, None, own_head, base, str(error))
     for name, parameter in tuned.named_parameters():
