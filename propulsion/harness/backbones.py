@@ -27,13 +27,14 @@ from transformers.utils import logging as transformers_logging
 
 from baselines.counts import in_head
 from propulsion.harness import hub, quantization
-from propulsion.harness.digests import file_digest
+from propulsion.harness.digests import file_digest, shards_digest
 from propulsion.harness.errors import UserError
 from propulsion.harness.pooling import MeanPoolingBert, read_by_mask
 from propulsion.harness.settings import BackboneSpec, TaskSpec
 from propulsion.harness.tokenizers import byte_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def find_weights(spec: BackboneSpec) -> tuple[str, Weights]:
         raise UserError(f"backbone.weights={spec.weights}: use pretrained or random")
     own = own_folder(spec)
     if own is not None:  # the digest says which weights they are
-        check_digest(own / WEIGHTS_FILE, spec)
-        return str(own), Weights(own.name, None, file_digest(own / WEIGHTS_FILE))
+        return str(own), Weights(own.name, None, _own_digest(own, spec))
     folder = _package_folder(spec)
     if folder is None:
         return spec.id, Weights(spec.id, spec.revision, spec.sha256)
@@ -128,6 +128,26 @@ def own_folder(spec: BackboneSpec) -> Path | None:
     """The folder of someone's own that the weights lie in, or None where they have a public name."""
     folder = Path(spec.id).expanduser()
     return folder if folder.is_dir() else None
+
+
+def _own_digest(folder: Path, spec: BackboneSpec) -> str:
+    """The digest of the weights in a folder, one file or shards with an index, compared with the YAML file's.
+
+    Raises:
+        UserError: there are none, a shard is missing, or they differ.
+    """
+    index = folder / WEIGHTS_INDEX
+    if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
+        check_digest(folder / WEIGHTS_FILE, spec)
+        return file_digest(folder / WEIGHTS_FILE)
+    try:
+        digest = shards_digest(index)
+    except FileNotFoundError as error:
+        raise UserError(f"backbone {spec.name}: no weights at {error.filename}, which {index.name} names") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"backbone {spec.name}: {index} cannot be read ({error}); download it again") from error
+    _compare(digest, index, spec)
+    return digest
 
 
 def _package_folder(spec: BackboneSpec) -> Path | None:
@@ -144,13 +164,18 @@ def check_digest(file: Path, spec: BackboneSpec) -> None:
         UserError: the file is missing or differs.
     """
     if not file.is_file():
-        mend = f"reinstall the package {spec.package}" if spec.package else f"put a {WEIGHTS_FILE} there"
+        own = f"put a {WEIGHTS_FILE} there, or {WEIGHTS_INDEX} and its shards"
+        mend = f"reinstall the package {spec.package}" if spec.package else own
         raise UserError(f"backbone {spec.name}: no weights at {file}; {mend}")
     if spec.sha256 is None:
         return
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != spec.sha256:
+    _compare(digest, file, spec)
+
+
+def _compare(digest: str, file: Path, spec: BackboneSpec) -> None:
+    if spec.sha256 is not None and digest != spec.sha256:
         raise UserError(
             f"backbone {spec.name}: {file} has sha256 {digest[:12]}..., its YAML file says {spec.sha256[:12]}...; "
             "reinstall the weights, or correct backbone.sha256 if you mean to use these"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -31,6 +32,23 @@ def file_digest(path: str | Path) -> str:
                 return digest
             _known[identity] = digest
         return _known[identity]
+
+
+def shards_digest(index: Path) -> str:
+    """One digest of the shards that an index (`model.safetensors.index.json`) names.
+
+    The sha256 of what `sha256sum` prints of them, in the order of their names: digest, two spaces, name, newline.
+
+    Raises:
+        OSError: the index or a shard cannot be read.
+        ValueError: the index is none.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("it has no weight_map") from error
+    lines = [f"{file_digest(index.parent / name)}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def start_digest(path: str) -> str:

@@ -106,7 +106,7 @@ class BackboneSpec:
     revision: str = "main"
     package: str | None = None  # an installed package that carries the weights, if there is one
     package_folder: str = ""
-    sha256: str | None = None  # of model.safetensors
+    sha256: str | None = None  # of model.safetensors; of shards: propulsion.harness.digests.shards_digest
     weights: str = "pretrained"  # pretrained | random
     dtype: str = "float32"
     attention: str = "auto"  # auto (what transformers takes) | sdpa | eager | flash_attention_2; the record has which
