@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
         for key in chosen:
             if key not in KEYS:
                 raise unknown("argument", key, KEYS)
+        named = chosen.get("results_dir")
+        if named and not any(Path(named, part).is_dir() for part in ("runs", "kernels")):
+            raise UserError(f"{named} holds no records: name a folder with runs/ or kernels/")
         reference = Path(chosen.get("reference") or RESULTS / "reference")
         records = load_records(chosen.get("results_dir") or RESULTS / "paper")
         own = chosen.get("results_dir")

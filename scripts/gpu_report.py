@@ -12,7 +12,6 @@ again.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from propulsion.harness import files, gpu_report, record
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.report import write_report
 from propulsion.harness.settings import Settings, read_settings
+from scripts.reproduce import run_sweep
 
 DEFAULTS = {"part": "all", "shape": "paper", "device": "cuda", "out": "results/gpu", "data_dir": "", "rounds": "20"}
 CHOICES = {"part": ("all", "speed", "scores"), "shape": ("paper", "tiny"), "device": ("cuda", "cpu")}
@@ -85,8 +85,8 @@ def scores(options: dict[str, str], folder: Path) -> int:
     results = folder / "minilm"
     words = [*SCORES[shape], f"method={SCORED[shape]}", "backbone=minilm", f"results_dir={results}"]
     if shape == "paper":
-        words.append(f"data.dir={Path(options['data_dir']).resolve()}")
-    code = subprocess.run([sys.executable, "-m", "scripts.run", "-m", *words], cwd=record.REPOSITORY).returncode
+        words.append(f"data.dir={Path(options['data_dir']).expanduser().resolve()}")
+    code = run_sweep([sys.executable, "-m", "scripts.run", "-m", *words])
     if (results / "runs").is_dir():
         write_report(results)
     return code
@@ -103,6 +103,12 @@ def run(options: dict[str, str]) -> int:
     folder = gpu_report.place(str(out), options["device"])
     if options["shape"] == "tiny":  # its peak and its rows must not stand in a real report
         folder = folder.with_name(f"{folder.name}-tiny")
+    wanted = options["part"] != "speed" and options["shape"] == "paper"
+    if wanted and not Path(options["data_dir"] or "/nowhere").expanduser().is_dir():
+        raise UserError(
+            "the scores need the official GLUE files: type make gpu-report DATA_DIR=<folder>, "
+            "or ARGS=part=speed for the steps alone"
+        )
     if options["part"] in ("all", "speed"):
         for name, new in gpu_report.measure_all(grid(options), folder, options["device"]):
             print(f"{name}: {'measured' if new else 'there already'}", flush=True)
@@ -111,8 +117,6 @@ def run(options: dict[str, str]) -> int:
         print(f"written: {folder / 'speed.md'}")
     if options["part"] == "speed":
         return 0
-    if options["shape"] == "paper" and not options["data_dir"]:
-        raise UserError("the scores need the official GLUE files: type make gpu-report DATA_DIR=<folder>")
     return scores(options, folder)
 
 

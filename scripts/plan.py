@@ -17,7 +17,7 @@ import torch
 from propulsion.harness import configs, leases, packing, planning, sheets, staleness
 from propulsion.harness.errors import UserError
 from propulsion.harness.tables import load_records
-from scripts.reproduce import Request, choose_profile, parse, results_dir, sweep_command, sweep_words
+from scripts.reproduce import Request, choose_profile, leave_out_absent, parse, results_dir, sweep_command, sweep_words
 
 STATES = ("done", "running", "failed", "to do")
 HEADER = ("backbone", "method", "cells", *STATES, "hours left", "speed", "recipes")
@@ -84,6 +84,7 @@ def show(request: Request) -> bool:
         UserError: bad input.
     """
     profile, reason = choose_profile(request)
+    leave_out_absent(request, profile)
     words = sweep_words(sweep_command(request, profile))
     folder = results_dir(request, profile)
     records = load_records(folder)

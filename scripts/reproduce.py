@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 from propulsion.harness import configs, planning, recipes
-from propulsion.harness.errors import UserError, unknown
+from propulsion.harness.errors import UserError, ended, unknown
 from propulsion.harness.progress import duration
 from propulsion.harness.record import check_writable
 from propulsion.harness.sources import open_source
@@ -89,18 +89,19 @@ def obstacles(request: Request, profile: str) -> list[str]:
     return planning.obstacles(cells, gpu=profile == "paper")
 
 
-def leave_out_absent(request: Request) -> None:
+def leave_out_absent(request: Request, profile: str) -> None:
     """Where a data folder is given and no tasks are named: keep to the tasks that it has files for, and say so."""
     if not request.data_dir or request.tasks:
         return
     absent = {}
-    for task in suite_tasks(request.suite):
+    tasks = profile_tasks(request.suite, profile)
+    for task in tasks:
         (settings,) = planning.settings_of([f"task={task}", "data=local", f"data.dir={request.data_dir}"])
         try:
             open_source(settings.task, settings.data)
         except UserError as error:
             absent[task] = str(error)
-    present = [task for task in suite_tasks(request.suite) if task not in absent]
+    present = [task for task in tasks if task not in absent]
     if not present:
         raise UserError(next(iter(absent.values())))
     if absent:
@@ -187,7 +188,7 @@ def main(arguments: list[str]) -> int:
         request = parse([*configs.take(arguments), *configs.flag()])
         profile, reason = choose_profile(request)
         print(f"profile: {profile} ({reason})", flush=True)
-        leave_out_absent(request)
+        leave_out_absent(request, profile)
         missing = obstacles(request, profile)
         if missing:
             others = f" (and {len(missing) - 1} more: make plan PROFILE={profile})" if missing[1:] else ""
@@ -208,4 +209,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main))

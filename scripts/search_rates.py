@@ -11,7 +11,6 @@ is written to conf/recipe; of a task, backbone or method of your own (`--config-
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from propulsion.harness import configs, params
 from propulsion.harness.errors import UserError, ended
 from propulsion.harness.record import REPOSITORY, SUCCESS, decisive
 from propulsion.harness.tables import load_records
+from scripts.reproduce import INTERRUPTED, run_sweep
 
 STEP = 3.0
 MOST_EXTENSIONS = 2
@@ -108,7 +108,7 @@ def _way(run: dict[str, Any]) -> str:
 
 
 def mean_scores(records: list[dict[str, Any]], tasks: list[str]) -> Scores:
-    """Mean primary score over the tasks, for each rate that has all of them. A run without a score scores 0."""
+    """Mean primary score over the tasks, for each rate that has all of them. One that diverged scores 0."""
     found: dict[float, dict[str, float]] = {}
     for entry in records:
         if entry["run"]["task"] in tasks:
@@ -138,7 +138,8 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
     """Run the cells of one method; those already done are skipped.
 
     Raises:
-        UserError: the sweep could not run.
+        UserError: the sweep could not run, or a cell of it failed or runs elsewhere.
+        KeyboardInterrupt: it was stopped; the same command goes on.
     """
     command = [
         sys.executable,
@@ -156,8 +157,11 @@ def run_rates(options: dict[str, str], method: str, rates: list[float]) -> None:
         f"method={method}",
     ]
     command += [f"task={options['on']}", f"training.learning_rate={','.join(f'{rate:g}' for rate in rates)}"]
-    if subprocess.run([*command, *options["overrides"].split()], check=False).returncode == 2:
-        raise UserError(f"the search over method={method} could not run; see the line above")
+    code = run_sweep([*command, *options["overrides"].split()])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(f"the search over method={method} is not whole (exit code {code}); see the lines above")
 
 
 def search(options: dict[str, str]) -> list[Path]:
@@ -168,6 +172,9 @@ def search(options: dict[str, str]) -> list[Path]:
     """
     written = []
     compared, backbone = options["on"].split(","), options["backbone"]
+    for group, names in (("method", options["methods"]), ("task", f"{options['on']},{options['tasks']}")):
+        for name in names.split(","):
+            configs.file(group, name)  # an unknown one is named before anything runs
     for method in options["methods"].split(","):
         default = params.load_method(method).learning_rate
         run_rates(options, method, first_rates(default))
@@ -178,7 +185,9 @@ def search(options: dict[str, str]) -> list[Path]:
             run_rates(options, method, [rate])
         records = alike(load_records(options["results_dir"]), method, backbone)
         scores = mean_scores(records, compared)
-        done = next((entry for entry in records if entry["status"] == SUCCESS), records[0])
+        done = next((entry for entry in records if entry["status"] == SUCCESS), None)
+        if done is None:
+            raise UserError(f"every run of {method} diverged: no rate to recommend; start from a lower one")
         for task in options["tasks"].split(","):
             root = configs.owner(("method", method), ("backbone", backbone), ("task", task))
             path = root / "recipe" / method / backbone / f"{task}.yaml"

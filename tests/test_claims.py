@@ -151,6 +151,7 @@ def test_one_edit_of_the_csv_gives_a_comparison(tmp_path: Path, capsys: pytest.C
     rows = references.read_scores(table)
     (mine,) = (r for r in rows if r["standing"] == "user-supplied")
     assert (mine["backbone"], mine["task"], mine["value"]) == ("roberta_large", "rte", "80.1")
+    (tmp_path / "none" / "runs").mkdir(parents=True)
     words = [
         f"reference={tmp_path / 'reference'}",
         f"results_dir={tmp_path / 'none'}",
@@ -583,3 +584,9 @@ def test_without_kernels_the_claim_says_what_would_decide_it() -> None:
     (claim,) = [row for row in references.read_claims(REFERENCE / "claims.csv") if row["kind"] == "kernel"]
     entry = claims.judge_kernel(claim, [])
     assert entry.verdict == NOT_RUN and "make ntk" in entry.conditions
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main([f"results_dir={tmp_path / 'papper'}"]) == 2
+    assert "papper holds no records: name a folder with runs/ or kernels/" in capsys.readouterr().err
+    assert not (tmp_path / "papper").exists()

@@ -208,6 +208,9 @@ def own_file(folder: Path, name: str, text: str) -> list[str]:
         ("task/rte.yaml", "name: rte\n", r"task/rte\.yaml: conf/task/rte\.yaml has that name; give yours another"),
         ("method/mine.yaml", "name: lora\n", r"it says name: lora; write name: mine, as the file is called"),
         ("task/own.yaml", "name: [\n", r"own\.yaml: no YAML"),
+        ("method/mine.yaml", "name: mine\nhead: a\nhead: b\n", r"mine\.yaml: no YAML .*head"),
+        ("experiment/mine.yaml", "a:\n\t- b\n", r"mine\.yaml: no YAML"),
+        ("recipe/lora/minilm/own.yaml", "- a\n", r"own\.yaml: no YAML of keys and values"),
     ],
 )
 def test_a_bad_file_is_refused_before_anything_runs(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import reproduce
+from scripts import plan, reproduce
 from scripts.reproduce import Request, choose_profile, parse, results_dir, run_sweep, sweep_command, sweep_words
 from tests.conftest import ROOT, names
+from tests.task_files import write_official
 
 
 def test_words_are_the_requests_own_keys_or_overrides() -> None:
@@ -138,3 +139,17 @@ def test_ctrl_c_waits_for_the_sweep_to_end_in_order(tmp_path: Path) -> None:
 
 def test_the_sweeps_exit_code_is_handed_on() -> None:
     assert run_sweep([sys.executable, "-c", "raise SystemExit(1)"]) == 1
+
+
+def test_the_paper_profile_on_files_leaves_wnli_out_and_the_plan_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task in ("rte", "wnli"):
+        write_official(tmp_path / "glue", task)
+    for profile, tasks in (("paper", "rte"), ("mini", "rte,wnli")):
+        request = Request(data_dir=str(tmp_path))
+        reproduce.leave_out_absent(request, profile)
+        assert request.tasks == tasks and "left out: " in capsys.readouterr().out
+    assert plan.main(["suite=glue", "profile=mini", "methods=head", f"data_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "|     2 |" in said and "data of" not in said

@@ -140,3 +140,52 @@ def test_a_search_end_to_end_writes_the_recipes_of_ones_own_method(
     tried = {entry["run"]["config"]["training"]["learning_rate"] for entry in load_records(tmp_path / "search")}
     assert first == second and first["training"]["learning_rate"] in tried and len(tried) >= 3
     assert not (CONF / "recipe" / "lora_own").exists()
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: str, code: int) -> int:
+    """The exit code of a search whose every cell ends so, its sweeps with this code."""
+    found: list[dict[str, Any]] = []
+
+    def sweep(command: list[str]) -> int:
+        rates = next(word for word in command if word.startswith("training.learning_rate=")).partition("=")[2]
+        found.extend(entry("sst2", float(rate), 0.5, status) for rate in rates.split(","))
+        return code
+
+    monkeypatch.setattr(search_rates, "run_sweep", sweep)
+    monkeypatch.setattr(search_rates, "load_records", lambda _: list(found))
+    words = ["on=sst2", "tasks=rte", "methods=lora", "data_dir=x", f"results_dir={tmp_path}"]
+    return search_rates.main(words)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        ("failed", 1, "the search over method=lora is not whole (exit code 1)"),
+        ("success", 75, "is not whole (exit code 75)"),
+        ("diverged", 0, "every run of lora diverged: no rate to recommend"),
+    ],
+)
+def test_a_search_that_is_not_whole_writes_no_recipe(
+    status: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("a recipe was written"))
+    assert searched(monkeypatch, tmp_path, status, code) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_unknown_names_of_a_search_are_named_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search_rates, "run_sweep", lambda _: pytest.fail("it started"))
+    assert search_rates.main(["on=sst2", "tasks=rtee", "methods=lora", "data_dir=x"]) == 2
+    assert "unknown task 'rtee': did you mean rte" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_search_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        searched(monkeypatch, tmp_path, "success", 130)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,14 @@ from propulsion.harness.errors import UserError
 from propulsion.harness.serving import export as export_module
 from propulsion.harness.serving.answers import answer
 from propulsion.harness.serving.card import model_card
-from propulsion.harness.serving.inputs import typed
+from propulsion.harness.serving.inputs import Columns, read_rows, typed
 from propulsion.harness.serving.open import open_adapter, predictor_of
 from propulsion.harness.sources import open_source
 from propulsion.harness.submission.predict import Predictor
 from propulsion.harness.tokenizers import byte_tokenizer
 from scripts import export as export_script
 from scripts import predict as predict_script
-from tests.conftest import compose_settings
+from tests.conftest import ROOT, compose_settings
 
 CELLS = {"rte": "propulsion", "sst2": "lora", "stsb": "bitfit", "cola": "propulsion_paper"}
 
@@ -250,6 +253,16 @@ def test_a_public_config_keeps_a_hub_name_and_no_folder(tmp_path: Path) -> None:
     assert public(str(tmp_path / "gone")) == "gone" and public("~/mine/model") == "model"
 
 
+def test_a_quote_in_a_tsv_is_a_letter_and_a_row_of_another_width_is_named(tmp_path: Path) -> None:
+    task = compose_settings("experiment=tiny", "task=rte").task
+    file = tmp_path / "rows.tsv"
+    file.write_text('sentence1\tsentence2\n"An open quote\tb\nc\td "e"\n\n')
+    assert list(read_rows(file, task, Columns())) == [['"An open quote', "b"], ["c", 'd "e"']]
+    file.write_text("sentence1\tsentence2\na\tb\nc\n")
+    with pytest.raises(UserError, match="row 2 has 1 columns, and its header 2"):
+        list(read_rows(file, task, Columns()))
+
+
 def test_a_task_about_marked_words_wants_the_marks() -> None:
     wic, wsc = (compose_settings("experiment=tiny", f"task={name}").task for name in ("wic", "wsc"))
     assert typed("my mouth *waters*", "the *water* is cold", wic) == ["my mouth *waters*", "the *water* is cold"]
@@ -257,6 +270,34 @@ def test_a_task_about_marked_words_wants_the_marks() -> None:
     for task, texts in ((wic, ("my mouth *waters*", "the water")), (wsc, ("*The queen* met him.", None))):
         with pytest.raises(UserError, match=f"{task.name} asks about marked words, as in .*there are none in"):
             typed(*texts, task)
+
+
+def test_an_adapter_of_ones_own_tuner_opens_with_its_module(backbone: tuple[str, ...], tmp_path: Path) -> None:
+    """In a process that has not imported it: a rule's tuner that is IA3 under another name."""
+    (tmp_path / "my_tuner.py").write_text(
+        "from peft import IA3Config, IA3Model\n"
+        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as C, PEFT_TYPE_TO_PREFIX_MAPPING as P\n"
+        "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as T\n"
+        "class MyConfig(IA3Config):\n"
+        "    def __post_init__(self):\n"
+        "        super().__post_init__()\n"
+        "        self.peft_type = 'MY_TUNER'\n"
+        "C['MY_TUNER'], T['MY_TUNER'], P['MY_TUNER'] = MyConfig, IA3Model, 'ia3_'\n"
+    )
+    words = [*backbone, "experiment=tiny", "task=rte", "method=ia3", "method.module=my_tuner", "training.max_steps=1"]
+    words += ["method.peft.peft_type=MY_TUNER", f"results_dir={tmp_path / 'results'}"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
+
+    def said(module: str, *words: str) -> str:
+        command = [sys.executable, "-m", module, *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said("scripts.run", *words)
+    (path,) = (tmp_path / "results" / "runs").rglob("*.json")
+    said("scripts.export", f"record={path}", f"out={tmp_path / 'adapter'}")
+    assert '"label"' in said("scripts.predict", f"adapter={tmp_path / 'adapter'}", "text=A.", "text2=B.")
 
 
 def test_virtual_tokens_are_in_no_whole_model(

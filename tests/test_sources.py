@@ -140,7 +140,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "rte",
         "RTE/dev.tsv",
         lambda raw: raw.replace(b"\n1\t", b"\n\n1\t"),
-        r"line 3: 1 columns",
+        r"line 3: a blank line between rows",
     ),
     "no such column": (
         "stsb",
@@ -451,3 +451,15 @@ def test_subset_is_the_same_for_good() -> None:
 def test_hold_out_that_cannot_be(rows: int) -> None:
     with pytest.raises(UserError, match=rf"data\.holdout_rows={rows}: .* 10 rows"):
         hold_out(numbered(10), rows, 0)
+
+
+def test_a_blank_line_of_qqp_is_a_short_row_and_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    qqp_with_short_rows(tmp_path, 300, [])
+    (file,) = tmp_path.rglob("train.tsv")
+    lines = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([*lines[:5], b"", *lines[5:]]))
+    with caplog.at_level(logging.WARNING):
+        rows = local("qqp", tmp_path).train
+    assert len(rows) == 300 and "1 short lines left out, the first is line 6" in caplog.text

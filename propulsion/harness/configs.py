@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from propulsion.harness.errors import UserError, unknown
 from propulsion.harness.record import REPOSITORY
@@ -97,15 +100,21 @@ def _check(root: Path) -> None:
         group = path.parent.relative_to(root)
         if (CONF / group / path.name).is_file():
             raise UserError(f"{path}: conf/{(group / path.name).as_posix()} has that name; give yours another")
-        if group.as_posix() in NAMED:
-            _check_name(path)
+        name = _content(path).get("name")
+        if group.as_posix() in NAMED and name != path.stem:
+            raise UserError(f"{path}: it says name: {name}; write name: {path.stem}, as the file is called")
 
 
-def _check_name(path: Path) -> None:
+def _content(path: Path) -> dict[str, Any]:
+    """A file as Hydra will read it.
+
+    Raises:
+        UserError: it is no YAML, says a key twice, or is no mapping.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
-    name = content.get("name") if isinstance(content, dict) else None
-    if name != path.stem:
-        raise UserError(f"{path}: it says name: {name}; write name: {path.stem}, as the file is called")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no YAML of keys and values")
+    return {str(key): value for key, value in content.items()}

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from baselines.modules import import_method
 from propulsion.harness.backbones import load_model, load_tokenizer
 from propulsion.harness.classifier import Classifier
 from propulsion.harness.errors import UserError
@@ -104,6 +105,7 @@ def open_adapter(folder: str, backbone: str = "", task: str = "") -> Classifier:
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(settings.backbone)
     base, _ = load_model(settings.backbone, settings.task, tokenizer.pad_token_id)
+    import_method(settings.method)  # a tuner of one's own makes itself known to peft
     try:
         model = PeftModel.from_pretrained(base, folder)
     except (RuntimeError, ValueError, KeyError, OSError, TypeError, SafetensorError) as error:

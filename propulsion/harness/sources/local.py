@@ -172,12 +172,18 @@ class Table:
         numbers: list[int] = []
         rows: list[tuple[str, ...]] = []
         short: list[int] = []
+        blank: list[int] = []
         for number, line in enumerate(lines, self.first):
+            if not line.strip() and self.width != 1:
+                blank.append(number)  # at the end of the file no row at all
+                continue
+            if blank and not self.spec.skip_short_rows:
+                raise self._wrong(blank[0], "a blank line between rows")
+            short += blank
+            blank.clear()
             cells = line.rstrip(b"\r\n").split(b"\t")
             self.width = self.width or max(len(cells), 1 + max(self.at.values()))
             if len(cells) != self.width:
-                if not line.strip() and not any(rest.strip() for rest in lines):
-                    break  # blank lines at the end
                 if len(cells) > self.width or not self.spec.skip_short_rows:
                     raise self._wrong(number, f"{len(cells)} columns where there should be {self.width}")
                 short.append(number)
