@@ -6,7 +6,8 @@
 Rows: `training.max_train_rows` training and `training.max_eval_rows` evaluation rows. `trained=yes` also trains each
 method on these rows, as an ordinary cell, and compares. Kernels that are there are skipped and never replaced: those of
 other rows, settings or methods need a results_dir= of their own. Whatever else stands on the line goes to every cell as
-a Hydra override. Exit code: 0 done, 2 bad input, 75 a cell is running elsewhere.
+a Hydra override. A kernel record waits for the training of all its cells. Exit code: 0 done, 1 a training failed, 2 bad
+input, 75 a cell is running elsewhere.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from propulsion.harness.errors import RunningElsewhere, UserError, ended
 from propulsion.harness.ntk import records
 from propulsion.harness.ntk.measure import FULL, check_full, measure, run_of
 from propulsion.harness.ntk.report import write_report
-from propulsion.harness.progress import duration
-from propulsion.harness.record import SUCCESS, cell_key, check_writable
+from propulsion.harness.progress import duration, outcome
+from propulsion.harness.record import FAILED, SUCCESS, cell_key, check_writable
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
 from scripts.run import TRY_LATER
 
 YES, NO = "yes", "no"
+
+
+class TrainingFailed(Exception):
+    """A cell's training failed, which has been said: a kernel record without it would count as done."""
 
 
 @dataclass
@@ -112,6 +117,7 @@ def kernel_of(chosen: dict[str, Settings], trained: bool, room: int) -> bool:
     Raises:
         UserError: as `is_there`.
         RunningElsewhere: another process has one of the cells, which has been said.
+        TrainingFailed: as `trained_cells`.
     """
     if is_there(chosen, trained):
         return False
@@ -122,7 +128,12 @@ def kernel_of(chosen: dict[str, Settings], trained: bool, room: int) -> bool:
 
 
 def trained_cells(chosen: dict[str, Settings]) -> dict[str, Any]:
-    """Label -> record of the training, where it succeeded."""
+    """Label -> record of the training, but for those that diverged: these would do so again.
+
+    Raises:
+        RunningElsewhere: another process has one of the cells, which has been said.
+        TrainingFailed: of one cell or more, after the others were trained.
+    """
     runs: dict[str, Any] = {}
     for label, settings in chosen.items():
         try:
@@ -130,14 +141,17 @@ def trained_cells(chosen: dict[str, Settings]) -> dict[str, Any]:
         except RunningElsewhere as elsewhere:
             print(f"{settings.cell}: {elsewhere}", flush=True)
             raise
-        if entry["status"] == SUCCESS:
-            runs[label] = entry
-    return runs
+        runs[label] = entry
+        if entry["status"] != SUCCESS:
+            print(f"{settings.cell}: {outcome(entry)}", flush=True)
+    if any(entry["status"] == FAILED for entry in runs.values()):
+        raise TrainingFailed
+    return {label: entry for label, entry in runs.items() if entry["status"] == SUCCESS}
 
 
 def main(arguments: list[str]) -> int:
     """Measure what is missing, write the tables and figures. Exit codes as scripts.run."""
-    started = time.monotonic()
+    started, failed = time.monotonic(), False
     try:
         request = parse([*configs.take(arguments), *configs.flag()])
         grid = [
@@ -151,10 +165,15 @@ def main(arguments: list[str]) -> int:
         check_writable(request.folder)
         for number, chosen in enumerate(grid, 1):
             first, begun = chosen[FULL], time.monotonic()
-            ran = kernel_of(chosen, request.trained == YES, int(request.memory) * 10**9)
+            try:
+                ran = kernel_of(chosen, request.trained == YES, int(request.memory) * 10**9)
+                took = duration(time.monotonic() - begun) if ran else "done before, skipped"
+            except TrainingFailed:
+                failed, took = True, "not measured, as a training failed"
             what = f"{first.task.name}/{first.backbone.name} seed {first.seed}: {len(chosen)} kernels"
-            took = duration(time.monotonic() - begun) if ran else "done before, skipped"
             print(f"[{number}/{len(grid)}] {what}; {took}", flush=True)
+        if failed and not records.read(request.folder):
+            return 1  # nothing to report on
         made, paths = write_report(request.folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -165,7 +184,7 @@ def main(arguments: list[str]) -> int:
         print("", one.title, one.legend, "", *sheets.markdown(one), sep="\n")
     print("\nwritten:", *paths)
     print(f"took {duration(time.monotonic() - started)}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

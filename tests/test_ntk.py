@@ -16,12 +16,13 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 from propulsion import PropulsionConfig
-from propulsion.harness import leases, record
+from propulsion.harness import cell, leases, record
 from propulsion.harness.errors import UserError
 from propulsion.harness.leases import Lease
 from propulsion.harness.ntk import measures, records, regression, report, verdict
 from propulsion.harness.ntk.jacobians import kernels, logits, per_output
 from propulsion.harness.ntk.measure import agreement
+from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
 from scripts import ntk
 from tests.conftest import ROOT
@@ -420,6 +421,56 @@ def test_a_cell_that_another_process_has_is_one_line_and_try_later(
     assert out.out.startswith("sst2/minilm/full seed 0: running elsewhere (") and out.out.count("\n") == 1
     assert out.err == ""
     assert records.read(tmp_path) == []
+
+
+def broken_training(monkeypatch: pytest.MonkeyPatch, method: str, seeds: tuple[int, ...]) -> None:
+    """Training as it is, but for the cells of one method and some seeds: they fail."""
+    whole = cell.train
+
+    def train(*given: Any, **named: Any) -> Any:
+        (settings,) = (value for value in given if isinstance(value, Settings))
+        if settings.method.name == method and settings.seed in seeds:
+            raise RuntimeError("no room left")
+        return whole(*given, **named)
+
+    monkeypatch.setattr(cell, "train", train)
+
+
+def test_a_failed_training_is_said_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, f"results_dir={tmp_path}", "tasks=sst2", "methods=full,lora", "seeds=0,1"]
+    with pytest.MonkeyPatch.context() as patched:
+        broken_training(patched, "lora", (0,))
+        assert ntk.main(words) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert "sst2/minilm/lora seed 0: failed (RuntimeError: no room left)" in out
+    assert "[1/2] sst2/minilm seed 0: 2 kernels; not measured, as a training failed" in out
+    assert [e["run"]["seed"] for e in records.read(tmp_path)] == [1]  # the grid went on
+    assert (tmp_path / "tables" / "ntk.md").is_file()
+    assert ntk.main(words) == 0
+    assert capsys.readouterr().out.count("done before, skipped") == 1
+    first = records.read(tmp_path)[0]
+    assert first["run"]["seed"] == 0 and all("trained" in subject for subject in first["subjects"].values())
+
+
+def test_where_every_training_failed_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        broken_training(patched, "full", (0,))
+        assert ntk.main([*WORDS, f"results_dir={tmp_path}", "tasks=sst2", "methods=full"]) == 1
+    out = capsys.readouterr()
+    assert "sst2/minilm/full seed 0: failed (RuntimeError: no room left)" in out.out and out.err == ""
+    assert records.read(tmp_path) == []
+
+
+def test_a_diverged_training_is_said_and_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_cell(settings: Settings) -> tuple[dict[str, Any], bool]:
+        return {"status": record.DIVERGED, "error": {"type": "Diverged", "message": "a logit is not finite"}}, True
+
+    monkeypatch.setattr(ntk, "run_cell", run_cell)
+    chosen = ntk.cells(ntk.parse([*WORDS, f"results_dir={tmp_path}", "methods=full"]), "sst2", "minilm", "0")
+    assert ntk.trained_cells(chosen) == {}
+    assert capsys.readouterr().out == "sst2/minilm/full seed 0: diverged (Diverged: a logit is not finite)\n"
 
 
 def test_the_recorded_kernel_is_that_of_the_cells_own_start(results: Path) -> None:

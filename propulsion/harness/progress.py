@@ -59,7 +59,7 @@ def cell_line(settings: Settings, entry: dict[str, Any], ran: bool, seconds: flo
     cells = sweeps.size()
     prefix = f"[{number + 1}/{cells}] " if cells else ""
     took = duration(seconds) if ran else "done before, skipped"
-    return f"{prefix}{settings.cell}: {_outcome(entry)}; {took}{_rest(sweeps.notes(), cells) if ran else ''}"
+    return f"{prefix}{settings.cell}: {outcome(entry)}; {took}{_rest(sweeps.notes(), cells) if ran else ''}"
 
 
 def _rest(notes: list[sweeps.Note], cells: int) -> str:
@@ -75,7 +75,8 @@ def _rest(notes: list[sweeps.Note], cells: int) -> str:
     return left
 
 
-def _outcome(entry: dict[str, Any]) -> str:
+def outcome(entry: dict[str, Any]) -> str:
+    """`accuracy 71.5 last, 72.9 best`, or the status and the error."""
     if entry["status"] != "success":
         return f"{entry['status']} ({_reason(entry)})"
     primary = entry["eval"]["primary"]
