@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
@@ -19,13 +20,14 @@ from propulsion import PropulsionConfig
 from propulsion.harness import cell, leases, record
 from propulsion.harness.errors import UserError
 from propulsion.harness.leases import Lease
+from propulsion.harness.metrics import Questions
 from propulsion.harness.ntk import measures, records, regression, report, verdict
 from propulsion.harness.ntk.jacobians import kernels, logits, per_output
-from propulsion.harness.ntk.measure import agreement
+from propulsion.harness.ntk.measure import Rows, _scores, agreement
 from propulsion.harness.settings import Settings
 from propulsion.harness.sources import open_source
 from scripts import ntk
-from tests.conftest import ROOT
+from tests.conftest import ROOT, compose_settings
 from tests.tiny_models import VOCABULARY, tiny_classifier
 
 ROWS = [
@@ -471,6 +473,25 @@ def test_a_diverged_training_is_said_and_done(
     chosen = ntk.cells(ntk.parse([*WORDS, f"results_dir={tmp_path}", "methods=full"]), "sst2", "minilm", "0")
     assert ntk.trained_cells(chosen) == {}
     assert capsys.readouterr().out == "sst2/minilm/full seed 0: diverged (Diverged: a logit is not finite)\n"
+
+
+@pytest.mark.parametrize("task", ["copa", "axg", "multirc", "record"])
+def test_tasks_of_questions_are_scored_as_their_cells_are(task: str, tmp_path: Path) -> None:
+    words = [f"tasks={task}", "methods=full,lora", "training.max_eval_rows=16", "training.evaluations=1"]
+    assert ntk.main([*WORDS, f"results_dir={tmp_path}", *words]) == 0
+    (found,) = records.read(tmp_path)
+    for label, subject in found["subjects"].items():
+        (path,) = tmp_path.glob(f"runs/{task}/minilm/{label}/*.json")
+        assert subject["trained"]["scores"] == pytest.approx(json.loads(path.read_text())["eval"]["last"])
+        assert set(subject["regression"]["scores"]) == set(subject["trained"]["scores"])
+
+
+def test_a_question_is_answered_by_the_row_that_speaks_loudest() -> None:
+    """Two questions of two choices, the right one first in both; every row alone speaks for class 1."""
+    task = compose_settings("experiment=tiny", "task=copa", "method=full").task
+    rows = Rows([], np.array([0.0, 1, 0, 1, 0]), 1, Questions(np.array([0, 0, 1, 1])))
+    loud = torch.tensor([[0.0, 3.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])
+    assert _scores(loud, rows, task) == {"choice_accuracy": 0.5}
 
 
 def test_the_recorded_kernel_is_that_of_the_cells_own_start(results: Path) -> None:

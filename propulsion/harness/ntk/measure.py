@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +16,7 @@ from baselines import Partition, apply_method, count, partition
 from propulsion.harness import metrics, record
 from propulsion.harness.assembly import build_model, rows_of
 from propulsion.harness.backbones import build_empty
-from propulsion.harness.encode import encode
+from propulsion.harness.encode import encode, read_questions
 from propulsion.harness.errors import UserError
 from propulsion.harness.keeping import kept_names
 from propulsion.harness.kept import LAST, weights_path
@@ -40,6 +40,7 @@ class Rows:
     inputs: list[Row]
     labels: np.ndarray
     train: int
+    questions: metrics.Questions | None = None  # what belongs together among those to score
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def read_rows(settings: Settings) -> Rows:
         {name: torch.tensor([row[name]]) for name in both.column_names if name not in ("labels", "length")}
         for row in both
     ]
-    return Rows(inputs, np.asarray(both["labels"], dtype=np.float64), len(data.train))
+    labels = np.asarray(both["labels"], dtype=np.float64)
+    return Rows(inputs, labels, len(data.train), read_questions([first_part]))
 
 
 def _model(settings: Settings, rows: Rows) -> tuple[nn.Module, Partition, Record]:
@@ -215,7 +217,10 @@ def _scores(predicted: torch.Tensor, rows: Rows, task: TaskSpec) -> dict[str, fl
     values, labels = predicted.numpy(), rows.labels[rows.train :]
     if task.kind == "regression":
         return metrics.compute(task.metrics, values.reshape(-1), labels)
-    return metrics.compute(task.metrics, values.argmax(axis=-1), labels.astype(int))
+    questions = rows.questions
+    if questions is not None:
+        questions = replace(questions, margins=values[:, 1] - values[:, 0])
+    return metrics.compute(task.metrics, values.argmax(axis=-1), labels.astype(int), questions)
 
 
 def _after(
