@@ -494,6 +494,15 @@ def test_a_question_is_answered_by_the_row_that_speaks_loudest() -> None:
     assert _scores(loud, rows, task) == {"choice_accuracy": 0.5}
 
 
+@pytest.mark.parametrize("methods", ["full", "full,head"])
+def test_without_a_method_that_has_controls_there_is_no_figure_of_them(methods: str, tmp_path: Path) -> None:
+    words = [*WORDS, f"results_dir={tmp_path}", "tasks=sst2", f"methods={methods}", "trained=no"]
+    assert ntk.main(words) == 0
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {
+        *("ntk-minilm-sst2-heatmaps.png", "ntk-minilm-sst2-spectra.png"),
+    }
+
+
 def test_the_recorded_kernel_is_that_of_the_cells_own_start(results: Path) -> None:
     """The trace of Propulsion's kernel, from the explicit Jacobian of the model as its cell builds it."""
     from propulsion.harness.assembly import build_model

@@ -77,15 +77,21 @@ def spectra(records: Sequence[Record]) -> Figure:
     return figure
 
 
+def controlled(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """The methods that have controls: not full fine-tuning, nor a head alone."""
+    subjects = (subject for records in groups for r in records for subject in r["subjects"].items())
+    return list(dict.fromkeys(label for label, subject in subjects if "controls" in subject))
+
+
 def closeness(groups: Sequence[Sequence[Record]]) -> Figure:
-    """Alignment with full fine-tuning's kernel, head left out, beside the controls; a panel for each task."""
+    """Alignment with full fine-tuning's kernel, head left out, beside the controls; a panel for each task.
+
+    Args:
+        groups: the records of each task, with one method or more that is `controlled`.
+    """
     from propulsion.harness.figures import style
 
-    labels = list(
-        dict.fromkeys(
-            label for records in groups for r in records for label, s in r["subjects"].items() if "controls" in s
-        )
-    )
+    labels = controlled(groups)
     names = [style.name(label, 24) for label in labels]
     figure, panels = style.grid(len(groups), 4, 1.9, 0.26 * len(labels) + 0.5, 0.35 + 0.072 * max(map(len, names)))
     figure.set_figheight(figure.get_figheight() + 0.25)

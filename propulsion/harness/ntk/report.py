@@ -61,7 +61,8 @@ def _draw(folder: Path, groups: dict[tuple[str, str], list[Record]]) -> list[Pat
             made[f"ntk-{backbone}-{task}-spectra"] = style.save(figures.spectra(records))
         for backbone in dict.fromkeys(key[0] for key in groups):
             own = [records for key, records in groups.items() if key[0] == backbone]
-            made[f"ntk-{backbone}-closeness"] = style.save(figures.closeness(own))
+            if figures.controlled(own):
+                made[f"ntk-{backbone}-closeness"] = style.save(figures.closeness(own))
     paths = []
     for name, files in made.items():
         for ending, content in files.items():
