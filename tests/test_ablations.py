@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from propulsion.harness.ablations import convergence, report, tables
+from propulsion.harness.ablations import convergence, figures, report, tables
 from propulsion.harness.ablations.axes import AXES, BASE, ablations, is_base, setting
 from propulsion.harness.errors import UserError
+from propulsion.harness.figures import style
 from propulsion.harness.record import sealed
 from scripts import ablations as command
 from tests.conftest import ROOT, compose_settings, names
@@ -149,6 +150,26 @@ def test_the_table_by_hand() -> None:
     assert tables.friedman(tables.scores(ablations(records[:6])[0])) is None  # too few blocks
     rows = tables.csv_rows(found)
     assert rows[0]["seeds"] == "0:0.6 1:0.61 2:0.62" and rows[0]["mean"] == pytest.approx(0.61)
+
+
+def test_without_a_run_of_the_base_cell_no_level_is_the_base() -> None:
+    records = [run("a", 0.7, method__degree=5), run("b", 0.6, method__degree=1)]
+    (ablation,) = ablations(records)
+    assert ablation.base is None
+    found = tables.scores(ablation)
+    assert [(row[0], row[-2], row[-1]) for row in tables.sheet(found).rows] == [("1", "60.0", "—"), ("5", "70.0", "—")]
+    assert [row["base"] for row in tables.csv_rows(found)] == [False, False]
+
+
+def test_a_figure_names_the_base_cell_only_where_there_is_one() -> None:
+    def words(*records: dict[str, Any]) -> str:
+        (ablation,) = ablations(list(records))
+        with style.drawing():
+            figure = figures.levels(tables.scores(ablation))
+        return " ".join(text.get_text() for text in figure.texts)
+
+    varied = [run("a", 0.8, method__head="frozen"), run("b", 0.7, method__head="wrapped")]
+    assert "base cell" in words(*varied, run("c", 0.6)) and "base cell" not in words(*varied)
 
 
 def test_failed_runs_are_named_and_the_mean_left_out() -> None:

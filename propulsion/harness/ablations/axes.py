@@ -140,9 +140,9 @@ class Ablation:
     left_out: int  # runs of other conditions
 
     @property
-    def base(self) -> Level:
-        """The level of the base cell."""
-        return next((level for level, own in self.levels if any(map(is_base, own))), self.levels[0][0])
+    def base(self) -> Level | None:
+        """The level of the base cell; None where it was not run."""
+        return next((level for level, own in self.levels if any(map(is_base, own))), None)
 
 
 def is_base(record: Record) -> bool:

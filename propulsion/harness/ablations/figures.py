@@ -71,7 +71,9 @@ def levels(found: Scores) -> Figure:
         axes.set_yticks(range(len(names)) if first else [], names if first else [])
         axes.set_title(style.name(TASK_NAMES.get(task, task)), loc="left")
         axes.locator_params(axis="x", nbins=4)
-    below = "score × 100, final weights; square: mean, dots and bar: seeds and their range; orange: the base cell"
+    below = "score × 100, final weights; square: mean, dots and bar: seeds and their range"
+    if found.ablation.base is not None:
+        below += "; orange: the base cell"
     style.heading(figure, f"{found.ablation.axis.title}, {_place(found)}", below)
     return figure
 

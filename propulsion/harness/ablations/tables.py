@@ -60,9 +60,10 @@ def sheet(found: Scores) -> sheets.Sheet:
     axis, base = found.ablation.axis, found.ablation.base
     names = tuple(f"{TASK_NAMES.get(task, task)} {short_name(metric)}" for task, metric in found.tasks)
     header = (axis.what, "adapter", "head", "learning rate", *names, "mean", "to base")
+    of_base = None if base is None else found.mean(base)
     rows = []
     for level, records in found.ablation.levels:
-        mean, of_base = found.mean(level), found.mean(base)
+        mean = found.mean(level)
         rows.append(
             (
                 axis.label(level) + (" (base)" if level == base else ""),
