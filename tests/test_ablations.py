@@ -130,6 +130,14 @@ def test_a_setting_that_is_newer_than_the_record_has_the_bases_value() -> None:
     assert is_base(record) and setting(record, "method.pooling") == BASE["method.pooling"]
 
 
+def test_layers_that_are_given_as_a_list_are_a_level() -> None:
+    peft = {"peft_type": "PROPULSION", "target_modules": ["query", "key"]}
+    records = [run("a", 0.8), run("b", 0.7, method__peft=peft), run("c", 0.6, method__degree=5)]
+    found = {each.axis.name: tables.sheet(tables.scores(each)) for each in ablations(records)}
+    assert [row[0] for row in found["position"].rows] == ["all (base)", "query, key"]
+    assert [row[0] for row in found["degree"].rows] == ["5", "15 (base)"]
+
+
 def test_the_table_by_hand() -> None:
     records = [
         run(f"{task}{seed}{degree}", score + 0.01 * seed, seed, task, method__degree=degree)

@@ -51,8 +51,13 @@ class Axis:
 
 
 def setting(record: Record, key: str) -> Any:
-    """A setting of a run; where the record is older than the setting, or leaves it out, the base's value."""
+    """A setting of a run; where the record is older than the setting, or leaves it out, the base's value.
+
+    A list is its parts in a line, `query, key`: levels are keys of dictionaries, and are printed.
+    """
     value = at(record, f"run.config.{key}")
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return BASE.get(key) if value is None else value
 
 
