@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoHaConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import propulsion
@@ -374,6 +374,39 @@ def test_a_changed_weight_is_seen() -> None:
         path_module._backbone(model).encoder.layer[0].attention.self.query.base_layer.weight.mul_(1.5)
     fast = results(model, tiny_batch())
     assert_equal(fast, results(propulsion.plain_path(model), tiny_batch()), 1e-5)
+
+
+def lora(model: nn.Module) -> nn.Module:
+    """LoRA on queries and values that does something from the first step on."""
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+def merged(model: Any) -> nn.Module:
+    model.merge_adapter()
+    return model
+
+
+def rounded(model: nn.Module) -> nn.Module:
+    return model.bfloat16().float()
+
+
+def unloaded(model: Any) -> nn.Module:
+    return METHODS["propulsion"](model.merge_and_unload())
+
+
+@pytest.mark.parametrize("change", [merged, unloaded, rounded])
+def test_a_merge_or_a_cast_which_no_version_tells_is_seen(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = lora(tiny_classifier("bert", **NO_DROPOUT)).train()
+    propulsion.fast_path(model)
+    path = find_path(model)
+    results(model, tiny_batch())
+    assert path is not None
+    model = change(model).train()
+    fast = results(model, tiny_batch())
+    assert (path.used, path.plain) == (2, 0) and find_path(model) is path
+    plain = results(propulsion.plain_path(model), tiny_batch())
+    assert_equal({name: fast[name] for name in plain}, plain, 1e-5)
 
 
 # ---------------------------------------------------------------- parts

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import BertModel, RobertaModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
@@ -33,6 +35,9 @@ def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
     them, run the model's own modules. Parameters, names, saving, loading and merging stay as they are. Padding
     costs nothing: hidden states at padded positions come out as zero. Dropout draws from the same distribution as
     the plain modules, but other numbers.
+
+    Changed weights are seen, merges of peft's, casts and moves too. What cannot be seen is a write of one's own into
+    `weight.data` in place, which torch counts nowhere: call `fast_path` again after it.
 
     Args:
         model: The model, tuned or not; changed in place.
@@ -87,12 +92,16 @@ class _Layer:
     output: nn.LayerNorm
 
 
+_Mark = tuple[int, StorageWeakRef, int]  # of a weight: its version, and the memory that it lies in
+_State = list[tuple[weakref.ref[nn.Module], tuple[str, ...]]]  # of a layer: its modules, and what is merged into each
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A layer's matrices as the products want them, and what they were made from: held, so that `is` can tell."""
 
     sources: list[torch.Tensor]
-    versions: list[int]
+    marks: list[_Mark]
     matrices: tuple[torch.Tensor, ...]
 
 
@@ -135,6 +144,7 @@ class FastPath:
     attention: str | None = None
     _space: Workspace = field(default_factory=Workspace, repr=False)
     _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
+    _states: dict[tuple[int, torch.dtype], _State] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's output: fused where that is exact, else from its own forward."""
@@ -292,16 +302,34 @@ class FastPath:
         )
 
     def _matrices(self, index: int, layer: _Layer, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values as one matrix, and the other three; made once, and again when a weight changes."""
+        """Queries, keys and values as one matrix, and the other three; made once, and again when a weight changes.
+
+        A write to `weight.data` shows in no version. A merge of peft's is one: the modules and what is merged into
+        them tell. These are this path's alone, where a pack has one copy of the matrices for several models.
+        """
         sources = [*(each.weight for each in layer.qkv), layer.out.weight, layer.up.weight, layer.down.weight]
-        versions = [weight._version for weight in sources]
-        known = self._prepared.get((index, dtype))
-        if known is None or known.versions != versions or any(map(operator.is_not, known.sources, sources)):
+        marks, state, key = [_mark(weight) for weight in sources], self._state(index), (index, dtype)
+        known = self._prepared.get(key)
+        changed = self._states.setdefault(key, state) != state
+        if known is None or changed or known.marks != marks or any(map(operator.is_not, known.sources, sources)):
             with torch.no_grad():
                 qkv = torch.cat([weight.to(dtype) for weight in sources[:3]])
                 matrices = (qkv, *(weight.detach().to(dtype) for weight in sources[3:]))
-            known = self._prepared[index, dtype] = _Prepared(sources, versions, matrices)
+            known = self._prepared[key] = _Prepared(sources, marks, matrices)
+            self._states[key] = state
         return known.matrices
+
+    def _state(self, index: int) -> _State:
+        module = self.backbone.encoder.layer[index]
+        attention = module.attention
+        own = attention.self
+        layers = (own.query, own.key, own.value, attention.output.dense, module.intermediate.dense, module.output.dense)
+        return [(weakref.ref(each), tuple(vars(each).get("merged_adapters", ()))) for each in layers]
+
+
+def _mark(weight: torch.Tensor) -> _Mark:
+    """Held weakly, so that new memory at the address of old is told from it; the address: a storage may change its."""
+    return weight._version, StorageWeakRef(weight.untyped_storage()), weight.data_ptr()
 
 
 def _read_layer(layer: Any) -> _Layer:
