@@ -306,6 +306,22 @@ def test_merged_and_disabled_adapters_act_as_on_the_plain_path() -> None:
         torch.testing.assert_close(fast_loss, plain_loss)
 
 
+@pytest.mark.parametrize("method", ["propulsion", "ia3", "lora"])
+def test_a_merged_adapter_that_is_disabled_is_unmerged_as_on_the_plain_path(method: str) -> None:
+    losses = []
+    for put in (propulsion.plain_path, propulsion.fast_path):
+        torch.manual_seed(0)
+        model: Any = draw({**METHODS, "lora": lora}[method](tiny_classifier("bert", **NO_DROPOUT))).train()
+        put(model)
+        merged(model)
+        with model.disable_adapter():
+            losses.append(model(**ragged_batch()).loss)
+            assert not any(getattr(module, "merged", False) for module in model.modules())
+    path = find_path(model)
+    assert path is not None and path.used == 1
+    torch.testing.assert_close(*losses)
+
+
 def test_two_adapters_multiply_as_on_the_plain_path() -> None:
     model = get_peft_model(
         tiny_classifier("bert", **NO_DROPOUT).double(), PropulsionConfig(degree=2, init_weights=False), "a"

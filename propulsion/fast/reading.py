@@ -63,6 +63,8 @@ def read(module: nn.Module) -> Read:
     low: tuple[LowRank, ...] = ()
     if isinstance(module, (Linear, Embedding, IA3Linear, LoraLinear)):
         base = module.base_layer
+        if module.disable_adapters and module.merged:
+            module.unmerge()  # as the layer itself would in its forward
         if module.disable_adapters or module.merged:
             pass
         elif isinstance(module, LoraLinear):
