@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 import propulsion
 from propulsion import PropulsionConfig
@@ -369,6 +370,22 @@ def test_passes_that_it_cannot_do_exactly_run_the_plain_modules() -> None:
     assert path.plain == 3 and path.reason == "a scale of degree 1 is exactly 0"
     plain = results(propulsion.plain_path(model), tiny_batch())
     assert all(torch.equal(fast[name], value) for name, value in plain.items())
+
+
+def test_the_trainer_of_transformers_takes_it(tmp_path: Path) -> None:
+    model = METHODS["propulsion"](tiny_classifier("bert"))
+    path, batch = find_path(propulsion.fast_path(model)), tiny_batch(4, 6)
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no")
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(4)]
+    Trainer(model, arguments, train_dataset=rows).train()
+    assert path is not None and (path.used, path.plain, path.reason) == (2, 0, None)
+
+
+def test_the_reason_names_what_it_was_called_with_alone() -> None:
+    model = METHODS["propulsion"](tiny_classifier("bert"))
+    path = find_path(propulsion.fast_path(model))
+    model(**tiny_batch(), output_hidden_states=True, output_attentions=False, return_dict=True)
+    assert path is not None and path.reason == "it was called with output_hidden_states"
 
 
 @pytest.mark.parametrize("degree", [2, 5])

@@ -25,6 +25,7 @@ from propulsion.fast.rowwise import affine
 from propulsion.fast.workspace import Workspace
 
 FAMILIES = (BertModel, RobertaModel)
+IGNORED = {"return_dict", "num_items_in_batch"}  # the latter: transformers' Trainer sends it for the loss, through all
 
 
 def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
@@ -195,8 +196,9 @@ class FastPath:
         position_ids: torch.Tensor | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        if any(value is not None and value is not False for key, value in others.items() if key != "return_dict"):
-            raise NotFusedError(f"it was called with {', '.join(sorted(others))}")
+        asked = {key for key, value in others.items() if value is not None and value is not False}
+        if asked - IGNORED:
+            raise NotFusedError(f"it was called with {', '.join(sorted(asked - IGNORED))}")
         if input_ids is None or others.get("return_dict") is False:
             raise NotFusedError("it was called without input_ids, or for a tuple")
         if attention_mask is None:
