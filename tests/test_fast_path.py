@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import BertForQuestionAnswering, Trainer, TrainingArguments
 
 import propulsion
 from propulsion import PropulsionConfig
@@ -27,7 +27,7 @@ from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors
 from propulsion.fast.masks import Masks
 from propulsion.fast.rows import flatten
 from propulsion.fast.workspace import Workspace
-from tests.tiny_models import tiny_batch, tiny_classifier
+from tests.tiny_models import tiny_batch, tiny_classifier, tiny_config
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 FFN_OUT = r".*layer\.\d+\.output\.dense"
@@ -386,6 +386,31 @@ def test_the_reason_names_what_it_was_called_with_alone() -> None:
     path = find_path(propulsion.fast_path(model))
     model(**tiny_batch(), output_hidden_states=True, output_attentions=False, return_dict=True)
     assert path is not None and path.reason == "it was called with output_hidden_states"
+
+
+def test_a_sequence_that_begins_with_padding_is_plain() -> None:
+    model = METHODS["propulsion"](tiny_classifier("bert", **NO_DROPOUT)).train()
+    batch = tiny_batch(4, 6)
+    batch["attention_mask"][:] = 1
+    batch["attention_mask"][2, :3] = 0
+    plain, path = results(model, batch), find_path(propulsion.fast_path(model))
+    fast = results(model, batch)
+    assert path is not None and (path.used, path.reason) == (0, "a sequence begins with padding")
+    assert all(torch.equal(fast[name], value) for name, value in plain.items())
+
+
+def test_question_answering_is_plain_where_there_is_padding() -> None:
+    config = tiny_config("bert", **NO_DROPOUT)
+    model = get_peft_model(BertForQuestionAnswering(config), PropulsionConfig()).train()
+    batch = {name: value for name, value in ragged_batch().items() if name != "labels"}
+    spans = {"start_positions": torch.zeros(5, dtype=torch.long), "end_positions": torch.zeros(5, dtype=torch.long)}
+    plain = results(model, {**batch, **spans})
+    model = pickle.loads(pickle.dumps(copy.deepcopy(propulsion.fast_path(model))))
+    path, fast = find_path(model), results(model, {**batch, **spans})
+    assert path is not None and path.reason == "a head for question answering reads padded positions"
+    assert all(torch.equal(fast[name], value) for name, value in plain.items())
+    results(model, {"input_ids": batch["input_ids"], **spans})
+    assert (path.used, path.plain) == (1, 1)
 
 
 @pytest.mark.parametrize("degree", [2, 5])

@@ -34,7 +34,10 @@ def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
     It acts on forward passes with gradients alone, and on those that it computes exactly: every matrix of the
     encoder frozen, vectors (Propulsion, IA3, trained biases) or nothing on them. Other passes, evaluation among
     them, run the model's own modules. Parameters, names, saving, loading and merging stay as they are. Padding
-    costs nothing: hidden states at padded positions come out as zero. Dropout draws from the same distribution as
+    costs nothing: hidden states at padded positions come out as zero, so that only a head that leaves these out is
+    exact. One that reads the first position does, as a batch where a sequence begins with padding runs the model's own
+    modules; so does one with any padding under a `*ForQuestionAnswering`. For tokens, or masked ones, labels at padded
+    positions must be -100. Dropout draws from the same distribution as
     the plain modules, but other numbers.
 
     Changed weights are seen, merges of peft's, casts and moves too. What cannot be seen is a write of one's own into
@@ -53,7 +56,7 @@ def fast_path(model: nn.Module, lean: bool = False) -> nn.Module:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise NotFusedError("virtual tokens go in as embeddings, or as keys and values")
     backbone = _backbone(model)
-    path = FastPath(backbone, lean)
+    path = FastPath(backbone, lean, reads_padding=_answers_questions(model))
     path.read()
     plain_path(model)
     backbone.forward = path  # an attribute of the instance: no module, no parameter, nothing that is saved
@@ -79,6 +82,12 @@ def _backbone(model: nn.Module) -> Any:
     if len(found) != 1:
         raise NotFusedError(f"{type(model).__name__} holds {len(found)} BERT or RoBERTa encoders, not one")
     return found[0]
+
+
+def _answers_questions(model: nn.Module) -> bool:
+    return any(
+        kind.__name__.endswith("ForQuestionAnswering") for each in model.modules() for kind in type(each).__mro__
+    )
 
 
 @dataclass
@@ -131,6 +140,7 @@ class FastPath:
     """The forward of a backbone. `used` and `plain` count passes with gradients; `reason`: why the last was plain.
 
     `varlen`: may the variable-length kernel be used; `attention`: what attention goes through on a GPU, in words.
+    `reads_padding`: the head reads every position, so that a batch with padding is plain.
     `exchange`, where it is set, computes the pass in the place of `encode`: a pack does, for several runs at once, and
     then passes without gradients as well, but not those under autocast: the plain modules round elsewhere.
     """
@@ -142,6 +152,7 @@ class FastPath:
     reason: str | None = None
     exchange: Callable[[FastPath, Pass], torch.Tensor] | None = None
     varlen: bool = True
+    reads_padding: bool = False
     attention: str | None = None
     _space: Workspace = field(default_factory=Workspace, repr=False)
     _prepared: dict[tuple[int, torch.dtype], _Prepared] = field(default_factory=dict, repr=False)
@@ -162,10 +173,12 @@ class FastPath:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastPath:
         copied = memo.get(id(self.backbone))
-        return FastPath(self.backbone if copied is None else copied, self.lean, varlen=self.varlen)
+        return FastPath(
+            self.backbone if copied is None else copied, self.lean, varlen=self.varlen, reads_padding=self.reads_padding
+        )
 
     def __reduce__(self) -> Any:
-        return FastPath, (self.backbone, self.lean, 0, 0, None, None, self.varlen)
+        return FastPath, (self.backbone, self.lean, 0, 0, None, None, self.varlen, self.reads_padding)
 
     def read(self) -> list[_Layer]:
         """The layers with the vectors that act now.
@@ -210,6 +223,10 @@ class FastPath:
         rows = flatten(attention_mask, heads)
         if rows is None:
             raise NotFusedError("a sequence has no token")
+        if not rows.led:  # a pooler, or a head that reads the first position, wants what stands there
+            raise NotFusedError("a sequence begins with padding")
+        if self.reads_padding and rows.tokens < input_ids.numel():
+            raise NotFusedError("a head for question answering reads padded positions")
         rates = [module.p for module in self.backbone.modules() if isinstance(module, nn.Dropout)]
         dropout = self.backbone.training and max(rates) > 0
         call = Call(rows, Masks.draw() if dropout else None, self.lean, self._space)

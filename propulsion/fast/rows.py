@@ -91,7 +91,7 @@ class Rows:
     """Where the rows of a flat `(tokens, width)` matrix come from.
 
     `places` (tokens,) are positions in the padded batch, `bounds` the first row of every run and the end: one
-    run, unless several share the batch. `groups` cover all sequences.
+    run, unless several share the batch. `groups` cover all sequences. `led`: none begins with padding.
     """
 
     batch: int
@@ -99,6 +99,7 @@ class Rows:
     places: torch.Tensor
     bounds: tuple[int, ...]
     groups: tuple[Group, ...]
+    led: bool = True
 
     @property
     def tokens(self) -> int:
@@ -159,7 +160,7 @@ def flatten(mask: torch.Tensor, heads: int, runs: int = 1) -> Rows | None:
             ordered, row = ordered[size:], row + group.tokens
         bounds.append(row)
     (places,) = _send([places], mask.device)
-    return Rows(batch, length, places, tuple(bounds), tuple(_moved(groups, mask.device)))
+    return Rows(batch, length, places, tuple(bounds), tuple(_moved(groups, mask.device)), bool(real[:, 0].all()))
 
 
 def _group(start: int, lengths: tuple[int, ...], name: tuple[int, int]) -> Group:
