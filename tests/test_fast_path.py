@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BertForQuestionAnswering, Trainer, TrainingArguments
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 import propulsion
 from propulsion import PropulsionConfig
@@ -411,6 +413,58 @@ def test_question_answering_is_plain_where_there_is_padding() -> None:
     assert all(torch.equal(fast[name], value) for name, value in plain.items())
     results(model, {"input_ids": batch["input_ids"], **spans})
     assert (path.used, path.plain) == (1, 1)
+
+
+class OtherAttention(BertSelfAttention):
+    """An attention that somebody changed."""
+
+
+def own_forward(module: nn.Module) -> None:
+    module.forward = partial(type(module).forward, module)  # type: ignore[method-assign]
+
+
+IN_A_LAYER = [f"encoder.layer.0.{name}" for name in ("attention", "attention.self", "output.LayerNorm", "output.dense")]
+PARTS = ["embeddings", "embeddings.LayerNorm", "embeddings.dropout", "encoder", "encoder.layer.1", *IN_A_LAYER]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.register_forward_hook(lambda *_: None),
+        lambda module: module.register_forward_pre_hook(lambda *_: None),
+        lambda module: module.register_full_backward_hook(lambda *_: None),
+        lambda module: module.register_full_backward_pre_hook(lambda *_: None),
+        own_forward,
+    ],
+    ids=["forward", "forward pre", "backward", "backward pre", "own forward"],
+)
+def test_what_acts_on_a_module_keeps_the_pass_plain(part: str, change: Callable[[nn.Module], Any]) -> None:
+    model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT)).train()
+    path = find_path(propulsion.fast_path(model))
+    assert path is not None
+    change(path.backbone.get_submodule(part))
+    model(**tiny_batch())
+    assert path.used == 0 and path.reason is not None and ("hooks" in path.reason or "of its own" in path.reason)
+
+
+def test_a_part_of_another_class_is_refused() -> None:
+    model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT))
+    path_module._backbone(model).encoder.layer[1].attention.self.__class__ = OtherAttention
+    with pytest.raises(NotFusedError, match="OtherAttention"):
+        propulsion.fast_path(model)
+
+
+def test_hooks_that_act_on_the_fast_path_too_leave_it_on() -> None:
+    """Those of what is called as it is, and those that transformers leaves behind."""
+    model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT)).train()
+    path, seen = find_path(propulsion.fast_path(model)), []
+    assert path is not None
+    model(**tiny_batch(), output_hidden_states=True)
+    for module in (path.backbone, path.backbone.pooler):
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+    model(**tiny_batch())
+    assert (path.used, path.plain, len(seen)) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("degree", [2, 5])

@@ -19,7 +19,17 @@ from propulsion.fast.attention import Attention
 from propulsion.fast.embeddings import Embeddings
 from propulsion.fast.layer import Call, EncoderLayer, Frozen, Vectors
 from propulsion.fast.masks import Masks
-from propulsion.fast.reading import NotFusedError, Read, low_rank, read, read_activation, read_norm, scales
+from propulsion.fast.reading import (
+    NotFusedError,
+    Read,
+    check_family,
+    check_own,
+    low_rank,
+    read,
+    read_activation,
+    read_norm,
+    scales,
+)
 from propulsion.fast.rows import Rows, flatten
 from propulsion.fast.rowwise import affine
 from propulsion.fast.workspace import Workspace
@@ -193,12 +203,21 @@ class FastPath:
             raise NotFusedError("its config asks for attentions, hidden states or a tuple")
         if config.chunk_size_feed_forward:
             raise NotFusedError("its feed-forward is chunked")
-        if any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules()):
+        modules = list(self.backbone.modules())
+        if any(getattr(module, "gradient_checkpointing", False) for module in modules):
             raise NotFusedError("gradient checkpointing is on")
-        modes = {module.training for module in self.backbone.modules() if isinstance(module, nn.Dropout)}
+        called = {self.backbone, *(self.backbone.pooler.modules() if self.backbone.pooler is not None else ())}
+        for module in modules:
+            if module not in called:  # those are: their hooks act
+                check_own(module)
+        modes = {module.training for module in modules if isinstance(module, nn.Dropout)}
         if modes != {self.backbone.training}:
             raise NotFusedError("parts of it are in training mode, others not")
+        check_family(self.backbone.embeddings, self.backbone.encoder)
         read_norm(self.backbone.embeddings.LayerNorm)
+        return self._layers()
+
+    def _layers(self) -> list[_Layer]:
         return [_read_layer(layer) for layer in self.backbone.encoder.layer]
 
     def _fused(
@@ -280,7 +299,7 @@ class FastPath:
             weights, given.ids, norm.weight, norm.eps, rate, call, vectors.norm_bias, *vectors.tables
         )
         before: nn.LayerNorm | None = None
-        for index, layer in enumerate(self.read()):
+        for index, layer in enumerate(self._layers()):  # `_fused` has read the rest in this pass
             frozen = self._frozen(index, layer, before, given.dtype)
             hidden = EncoderLayer.apply(hidden, frozen, call, *vectors.layers[index])
             before = layer.output
@@ -353,6 +372,7 @@ def _mark(weight: torch.Tensor) -> _Mark:
 
 def _read_layer(layer: Any) -> _Layer:
     attention = layer.attention
+    check_family(layer, attention, attention.self, attention.output, layer.intermediate, layer.output)
     if attention.output.dropout.p != layer.output.dropout.p:
         raise NotFusedError("the dropout rates within a layer differ")
     read_activation(layer.intermediate.intermediate_act_fn)

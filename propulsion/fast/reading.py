@@ -10,9 +10,13 @@ from peft.tuners.ia3.layer import Linear as IA3Linear
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
+from transformers.models.bert import modeling_bert
+from transformers.models.roberta import modeling_roberta
+from transformers.utils import output_capturing
 
 from propulsion.tuner.layer import Embedding, Linear
 
+FAMILIES = {modeling_bert.__name__, modeling_roberta.__name__}
 GELUS: dict[type, str] = {GELUActivation: "none", nn.GELU: "none", GELUTanh: "tanh", NewGELUActivation: "tanh"}
 
 
@@ -73,13 +77,29 @@ def read(module: nn.Module) -> Read:
             outputs, inputs = _factors(module)
     if type(base) not in (nn.Linear, nn.Embedding):
         raise NotFusedError(f"it has a layer of type {type(module).__name__}, not linear with Propulsion, IA3 or LoRA")
-    if base._forward_hooks or base._forward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
-        raise NotFusedError("a layer has forward hooks, which the fused path would not call")
     if base.weight.requires_grad:
         raise NotFusedError("a matrix of the backbone is trained")
     if isinstance(base, nn.Embedding) and base.max_norm is not None:
         raise NotFusedError("an embedding has a max_norm")
     return Read(base.weight, getattr(base, "bias", None), outputs, inputs, low)
+
+
+def check_own(module: nn.Module) -> None:
+    """Refuses a module on which something acts that the fused path would not call."""
+    if "forward" in vars(module):
+        raise NotFusedError(f"a {type(module).__name__} has a forward of its own")
+    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise NotFusedError(f"a {type(module).__name__} has hooks, which the fused path would not call")
+    # transformers leaves its own where hidden states or attentions were asked for once; they do nothing by themselves
+    if any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in module._forward_hooks.values()):
+        raise NotFusedError(f"a {type(module).__name__} has hooks, which the fused path would not call")
+
+
+def check_family(*modules: nn.Module) -> None:
+    """Refuses a part of an encoder whose class is not BERT's or RoBERTa's own."""
+    for module in modules:
+        if type(module).__module__ not in FAMILIES:
+            raise NotFusedError(f"it has a part of type {type(module).__name__}, not BERT's or RoBERTa's own")
 
 
 def _factors(module: Any) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
