@@ -455,6 +455,23 @@ def test_a_part_of_another_class_is_refused() -> None:
         propulsion.fast_path(model)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (nn.Identity(), "it has Identity in the place of a dropout"),
+        (nn.Dropout(1.0), "a dropout rate is 1"),
+    ],
+)
+@pytest.mark.parametrize("part", ["embeddings", "encoder.layer.0.attention.self", "encoder.layer.0.output"])
+def test_no_dropout_and_one_of_everything_are_plain(part: str, change: nn.Module, reason: str) -> None:
+    model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT)).train()
+    path = find_path(propulsion.fast_path(model))
+    assert path is not None
+    path.backbone.get_submodule(part).dropout = change.train()
+    results(model, tiny_batch())
+    assert (path.used, path.reason) == (0, reason)
+
+
 def test_hooks_that_act_on_the_fast_path_too_leave_it_on() -> None:
     """Those of what is called as it is, and those that transformers leaves behind."""
     model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT)).train()

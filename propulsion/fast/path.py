@@ -22,6 +22,7 @@ from propulsion.fast.masks import Masks
 from propulsion.fast.reading import (
     NotFusedError,
     Read,
+    check_dropout,
     check_family,
     check_own,
     low_rank,
@@ -210,10 +211,10 @@ class FastPath:
         for module in modules:
             if module not in called:  # those are: their hooks act
                 check_own(module)
-        modes = {module.training for module in modules if isinstance(module, nn.Dropout)}
-        if modes != {self.backbone.training}:
-            raise NotFusedError("parts of it are in training mode, others not")
         check_family(self.backbone.embeddings, self.backbone.encoder)
+        check_dropout(self.backbone.embeddings.dropout)
+        if {module.training for module in modules if isinstance(module, nn.Dropout)} != {self.backbone.training}:
+            raise NotFusedError("parts of it are in training mode, others not")
         read_norm(self.backbone.embeddings.LayerNorm)
         return self._layers()
 
@@ -373,6 +374,7 @@ def _mark(weight: torch.Tensor) -> _Mark:
 def _read_layer(layer: Any) -> _Layer:
     attention = layer.attention
     check_family(layer, attention, attention.self, attention.output, layer.intermediate, layer.output)
+    check_dropout(attention.self.dropout, attention.output.dropout, layer.output.dropout)
     if attention.output.dropout.p != layer.output.dropout.p:
         raise NotFusedError("the dropout rates within a layer differ")
     read_activation(layer.intermediate.intermediate_act_fn)

@@ -140,6 +140,15 @@ def low_rank(layers: list[Read]) -> tuple[torch.Tensor | None, torch.Tensor | No
     return (torch.cat(inner), torch.cat(outer, dim=1)) if inner else (None, None)
 
 
+def check_dropout(*modules: nn.Module) -> None:
+    """Refuses what is no dropout, and a rate of 1, whose kept values no factor brings to the right mean."""
+    for module in modules:
+        if type(module) is not nn.Dropout:
+            raise NotFusedError(f"it has {type(module).__name__} in the place of a dropout")
+        if module.p >= 1:
+            raise NotFusedError("a dropout rate is 1")
+
+
 def read_norm(norm: nn.Module) -> nn.LayerNorm:
     """A layer norm whose bias alone may be trained."""
     if type(norm) is not nn.LayerNorm or norm.bias is None:
