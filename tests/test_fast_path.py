@@ -462,7 +462,7 @@ def test_a_part_of_another_class_is_refused() -> None:
         (nn.Dropout(1.0), "a dropout rate is 1"),
     ],
 )
-@pytest.mark.parametrize("part", ["embeddings", "encoder.layer.0.attention.self", "encoder.layer.0.output"])
+@pytest.mark.parametrize("part", ["embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"])
 def test_no_dropout_and_one_of_everything_are_plain(part: str, change: nn.Module, reason: str) -> None:
     model = METHODS["attention"](tiny_classifier("bert", **NO_DROPOUT)).train()
     path = find_path(propulsion.fast_path(model))

@@ -205,7 +205,7 @@ class FastPath:
         if config.chunk_size_feed_forward:
             raise NotFusedError("its feed-forward is chunked")
         modules = list(self.backbone.modules())
-        if any(getattr(module, "gradient_checkpointing", False) for module in modules):
+        if any(vars(module).get("gradient_checkpointing") for module in modules):
             raise NotFusedError("gradient checkpointing is on")
         called = {self.backbone, *(self.backbone.pooler.modules() if self.backbone.pooler is not None else ())}
         for module in modules:
