@@ -4,8 +4,10 @@ hot-swapping, weighted products, compiling and exporting, custom models, and nam
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from propulsion import PropulsionConfig, hotswap_adapter
@@ -407,3 +410,30 @@ def test_names_in_a_saved_adapter_are_those_of_every_version(family: str, tmp_pa
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(config) == SETTINGS
     assert (config["peft_type"], config["degree"]) == ("PROPULSION", 15)
+
+
+# ---------------------------------------------------------------- loaders of transformers' own
+
+
+def test_transformers_loads_and_deletes_an_adapter_by_itself(tmp_path: Path) -> None:
+    base = tiny_classifier("bert")
+    base.save_pretrained(tmp_path / "base")
+    tuned = get_peft_model(tiny_classifier("bert"), PropulsionConfig(degree=3, task_type="SEQ_CLS")).eval()
+    draw_z(tuned)
+    tuned.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "adapter")
+    before = logits(base)
+    base.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(base), logits(tuned))
+    base.delete_adapter("default")
+    assert torch.equal(logits(base), before)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits(again), logits(tuned))
+
+
+def test_the_type_of_a_config_is_a_plain_word_everywhere_else() -> None:
+    kind: Any = PropulsionConfig().peft_type
+    assert kind == kind.value == kind.name == "PROPULSION" and type(kind.value) is str
+    for same in (copy.deepcopy(kind), pickle.loads(pickle.dumps(kind)), json.loads(json.dumps(kind))):
+        assert same == kind and hash(same) == hash("PROPULSION")
+    assert f"{kind}" == str(kind) == "PROPULSION"

@@ -10,7 +10,14 @@ from peft.config import PeftConfig
 from propulsion.tuner.pooling import POOLINGS
 from propulsion.tuner.targets import GROUPS
 
-PEFT_TYPE = "PROPULSION"
+
+class _Kind(str):
+    """The method's name. It reads like a member of peft's own enum, of which transformers' loaders take `.value`."""
+
+    value = name = property(str)
+
+
+PEFT_TYPE = _Kind("PROPULSION")
 BIASES = ("none", "all", "propulsion_only")
 
 
