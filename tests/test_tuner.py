@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
 from transformers.pytorch_utils import Conv1D
 
 import propulsion
 from propulsion import PropulsionConfig, PropulsionModel
 from propulsion.tuner import PropulsionLayer, scale_output
-from tests.tiny_models import FAMILIES, HIDDEN, tiny_batch, tiny_classifier, tiny_language_model
+from tests.tiny_models import FAMILIES, HIDDEN, tiny_batch, tiny_classifier, tiny_config, tiny_language_model
 
 LINEAR_NAMES = {
     "bert": ["query", "key", "value", "dense"],
@@ -596,6 +597,32 @@ def test_callers_config_is_left_as_it_was_and_can_be_used_again() -> None:
     assert config.target_modules == "attention"
     assert all(name.endswith(("query", "key", "value")) for name in bert.peft_config["default"].target_modules)
     assert all(name.endswith("_proj") for name in llama.peft_config["default"].target_modules)
+
+
+@pytest.mark.parametrize(
+    ("task", "auto", "head"),
+    [
+        ("TOKEN_CLS", AutoModelForTokenClassification, ["classifier", "score"]),
+        ("QUESTION_ANS", AutoModelForQuestionAnswering, ["qa_outputs"]),
+    ],
+)
+@pytest.mark.parametrize("given", [None, [], ["pooler"]])
+def test_heads_of_tokens_and_answers_are_trained_whole(
+    task: str, auto: Any, head: list[str], given: list[str] | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    base = auto.from_config(tiny_config("bert")).eval()
+    fresh = copy.deepcopy(base)
+    model = get_peft_model(base, PropulsionConfig(task_type=task, modules_to_save=copy.copy(given))).eval()
+    assert model.peft_config["default"].modules_to_save == [*(given or []), *head]
+    assert not any(f"{head[0]}.propulsion_z" in name for name in zs(model))
+    assert any(f"{head[0]}.modules_to_save.default" in n for n, p in model.named_parameters() if p.requires_grad)
+    draw_z(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    batch = {"input_ids": tiny_batch()["input_ids"]}
+    with torch.no_grad():
+        assert torch.equal(again(**batch)[0], model(**batch)[0])
 
 
 def test_unsupported_layer_is_refused() -> None:

@@ -20,6 +20,8 @@ from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer
 from propulsion.tuner.rows import adapters_by_row
 from propulsion.tuner.targets import resolve_targets
 
+HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
 
 class PropulsionModel(BaseTuner):
     """A model whose chosen layers have their outputs scaled by trainable vectors, everything else frozen.
@@ -51,6 +53,7 @@ class PropulsionModel(BaseTuner):
             ValueError: A target matches nothing; the message lists what could match.
         """
         config: Any = copy.copy(self.peft_config[adapter_name])
+        _name_heads(config)
         config.target_modules = resolve_targets(model, config)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -178,6 +181,14 @@ class PropulsionModel(BaseTuner):
 
     def _scaled_layers(self) -> list[PropulsionLayer]:
         return [module for module in self.model.modules() if isinstance(module, PropulsionLayer)]
+
+
+def _name_heads(config: Any) -> None:
+    """Names the heads that peft trains whole: for these tasks it does so after the layers have been chosen."""
+    heads = HEADS.get(config.task_type, ())
+    given = list(config.modules_to_save or ())
+    if missing := [name for name in heads if name not in given]:
+        config.modules_to_save = given + missing
 
 
 def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
