@@ -599,6 +599,32 @@ def test_callers_config_is_left_as_it_was_and_can_be_used_again() -> None:
     assert all(name.endswith("_proj") for name in llama.peft_config["default"].target_modules)
 
 
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.out_proj = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.attn(x, x, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "excluded"),
+    [({}, {"attn.out_proj"}), ({"exclude_modules": "nothing"}, r"(?:nothing)|attn\.out_proj")],
+)
+def test_a_name_at_the_top_is_not_taken_for_an_ending(config: dict[str, Any], excluded: Any, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"left out attn\.out_proj") as warned:
+        model = get_peft_model(_Attention(), PropulsionConfig(**config))
+    assert not any("no modules were excluded" in str(warning.message) for warning in warned)
+    only = ["base_model.model.out_proj.propulsion_z.default"]
+    assert list(zs(model)) == only
+    assert model.peft_config["default"].exclude_modules == excluded
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(_Attention(), tmp_path)
+    assert list(zs(again)) == only and again.peft_config["default"].exclude_modules == excluded
+
+
 @pytest.mark.parametrize(
     ("task", "auto", "head"),
     [

@@ -11,14 +11,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 from propulsion.tuner.layer import Conv1D, Embedding, Linear, PropulsionLayer
 from propulsion.tuner.rows import adapters_by_row
-from propulsion.tuner.targets import resolve_targets
+from propulsion.tuner.targets import resolve_targets, with_namesakes
 
 HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
@@ -54,12 +54,22 @@ class PropulsionModel(BaseTuner):
         """
         config: Any = copy.copy(self.peft_config[adapter_name])
         _name_heads(config)
-        config.target_modules = resolve_targets(model, config)
+        found = resolve_targets(model, config)
+        config.exclude_modules = with_namesakes(model, config, found)
+        config.target_modules = found
+        config.layers_found = frozenset(found)  # no field of the config, so not saved; peft may shorten the names
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         return peft_config  # nothing left to infer: `inject_adapter` has resolved the targets
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
+        if key in peft_config.layers_found:
+            return True
+        matched = check_target_module_exists(peft_config, key)
+        return False if matched else matched  # peft takes a full name for an ending; it has its own "excluded"
 
     def _check_tied_modules(self, model: nn.Module, peft_config: Any) -> None:
         """Nothing to warn of: z acts on a layer's output, and merging unties (`PropulsionLayer.merge`)."""

@@ -75,6 +75,22 @@ def resolve_targets(model: nn.Module, config: PropulsionConfig) -> set[str]:
     return kept - set(left_out)
 
 
+def with_namesakes(model: nn.Module, config: PropulsionConfig, found: set[str]) -> Any:
+    """`exclude_modules` with those layers whose names end with a found layer's full name.
+
+    `head`, a layer at the top, is also an ending of `block.head`: read from a file, it would bring in both.
+    """
+    endings = tuple(f".{name}" for name in found)
+    others = {name for name in wrappable_layers(model) if name not in found and name.endswith(endings)}
+    others = {n for n in others if _is_kept(config, n, True) and not any(_ends_with(kept, n) for kept in found)}
+    excluded = config.exclude_modules
+    if not others:
+        return excluded
+    if isinstance(excluded, str):
+        return "|".join([f"(?:{excluded})", *(re.escape(name) for name in sorted(others))])
+    return {*(excluded or ()), *others}
+
+
 def wrappable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers this tuner can scale, by full name; the base layer where an adapter is already in place."""
     layers: dict[str, nn.Module] = {}
