@@ -21,7 +21,13 @@ from hypothesis import strategies as st
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
+)
 from transformers.pytorch_utils import Conv1D
 
 import propulsion
@@ -411,6 +417,36 @@ def test_merging_t5_unties_its_embeddings_too() -> None:
         merged = model.merge_and_unload()
     assert merged.config.tie_word_embeddings is False
     torch.testing.assert_close(logits(merged, **batch), expected, rtol=0, atol=1e-5)
+
+
+def tiny_bart() -> Any:
+    halves = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in halves.items()}
+    return AutoConfig.for_model("bart", vocab_size=40, d_model=HIDDEN, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("family", "auto"),
+    [("bart", AutoModelForSeq2SeqLM), ("bert", AutoModelForMaskedLM), ("deberta-v2", AutoModelForMaskedLM)],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_ties_that_outlive_a_merge_outlive_the_file_too(family: str, auto: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = auto.from_config(tiny_bart() if family == "bart" else tiny_config(family)).eval()
+    head = base.get_output_embeddings()
+    with torch.no_grad():
+        for bias in (head.bias, getattr(base, "final_logits_bias", None)):
+            if bias is not None:
+                bias.normal_()
+    model = get_peft_model(base, PropulsionConfig(target_modules="embeddings", degree=3))
+    draw_z(model)
+    batch = {"input_ids": tiny_batch()["input_ids"]}
+    expected = logits(model, **batch)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged, **batch), expected, rtol=0, atol=1e-5)
+    merged.save_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, **batch), logits(merged, **batch))
 
 
 def test_layers_that_cannot_be_merged_say_why_and_leave_the_model_alone() -> None:

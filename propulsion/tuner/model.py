@@ -211,8 +211,21 @@ def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
 
 
 def _mark_untied(model: nn.Module) -> None:
-    """Tells the model's config that tied weights differ now, or loading it again would tie them."""
+    """Tells the model's config that tied weights differ now, or loading it again would tie them.
+
+    The config has one switch for all ties, decoder biases among them: those that still hold would not be saved
+    and not be tied on loading, so each holder gets a copy of its own.
+    """
     config: Any = getattr(model, "config", None)
     if getattr(config, "tie_word_embeddings", False):
         warnings.warn("merging has untied the embeddings: tie_word_embeddings is now False", stacklevel=4)
         config.tie_word_embeddings = False
+    if not getattr(config, "tie_word_embeddings", True):  # peft may have been first
+        _separate_ties(model)
+
+
+def _separate_ties(model: nn.Module) -> None:
+    for tie in _tied_parameters(model):
+        for module, name in tie[1:]:
+            old = getattr(module, name)
+            setattr(module, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
