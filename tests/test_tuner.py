@@ -661,6 +661,20 @@ def test_a_name_at_the_top_is_not_taken_for_an_ending(config: dict[str, Any], ex
     assert list(zs(again)) == only and again.peft_config["default"].exclude_modules == excluded
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_torchs_encoder_evaluates_as_it_trains(activation: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, activation=activation, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    get_peft_model(encoder, PropulsionConfig(target_modules=["linear1", "linear2"], init_weights=False))
+    x = torch.randn(2, 5, 8)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    with torch.no_grad():
+        outputs = [encoder.train(mode)(x, src_key_padding_mask=padding) for mode in (True, False)]
+    assert torch.equal(outputs[0][~padding], outputs[1][~padding])
+
+
 @pytest.mark.parametrize(
     ("task", "auto", "head"),
     [

@@ -60,6 +60,7 @@ class PropulsionModel(BaseTuner):
         config.layers_found = frozenset(found)  # no field of the config, so not saved; peft may shorten the names
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _leave_fast_path(model)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         return peft_config  # nothing left to infer: `inject_adapter` has resolved the targets
@@ -199,6 +200,18 @@ def _name_heads(config: Any) -> None:
     given = list(config.modules_to_save or ())
     if missing := [name for name in heads if name not in given]:
         config.modules_to_save = given + missing
+
+
+def _leave_fast_path(model: nn.Module) -> None:
+    """Has torch's encoder layers call what is scaled: in evaluation their fast path reads the weights instead."""
+    for module in model.modules():
+        if not isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
+            continue
+        if any(isinstance(inner, PropulsionLayer) for inner in module.modules()):
+            if isinstance(module, nn.TransformerEncoder):  # nested tensors are for the fast path alone
+                module.enable_nested_tensor = module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0
 
 
 def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
