@@ -119,6 +119,41 @@ def test_per_row_gradients_through_torch_func() -> None:
     torch.testing.assert_close(rows, 5 * y * z**4)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).mul_(2.0).add_(1.0).relu_()
+
+
+@pytest.mark.parametrize("degree", [2, 15])
+@pytest.mark.parametrize("value", [0.0, 1.1])
+def test_an_output_changed_in_place_is_refused_or_trained_exactly(degree: int, value: float) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(InPlace().double(), PropulsionConfig(degree=degree))
+    layer = model.base_model.model.linear
+    z, x = layer.propulsion_z["default"], torch.randn(20, 4).double()
+    z.data[0] = value
+    with pytest.raises(RuntimeError, match=r"changed in place .*allow_in_place\(\)"):
+        model(x).sum().backward()
+    model.allow_in_place()
+    model(x).sum().backward()
+    out = (2 * plain(layer.base_layer(x), z, degree) + 1).relu()
+    (expected,) = torch.autograd.grad(out.sum(), z)
+    torch.testing.assert_close(z.grad, expected)
+    model.add_adapter("b", PropulsionConfig(target_modules=["linear"], degree=degree))
+    assert layer.keeps_unscaled
+
+
+def test_other_errors_of_a_backward_pass_are_torchs_own() -> None:
+    out = scale_output(torch.randn(3, 4), torch.ones(4, requires_grad=True), 3).sum()
+    out.backward()
+    with pytest.raises(RuntimeError, match=r"^Trying to backward through the graph a second time"):
+        out.backward()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
     torch.manual_seed(0)

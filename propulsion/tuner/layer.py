@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BASE = "__base__"  # in `adapter_names`, as elsewhere in peft: the row sees no adapter
 INIT_SPREAD = 0.02  # of `init_weights=False`: trained z stay within 0.98 to 1.02
+IN_PLACE = "the output of a scaled layer was changed in place before its backward: call model.allow_in_place() first"
 
 
 class _Scale(torch.autograd.Function):
@@ -42,7 +43,12 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        out, z = ctx.saved_tensors
+        try:
+            out, z = ctx.saved_tensors
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):  # such as a second backward pass over the same graph
+                raise
+            raise RuntimeError(f"{IN_PLACE}: {error}") from None
         needs_y, needs_z, _ = ctx.needs_input_grad
         grad_y = (grad * z.pow(ctx.degree)).to(grad.dtype) if needs_y else None
         if not needs_z:
@@ -118,6 +124,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("propulsion_z",)
     other_param_names = ("degree", "pooling")
+    keeps_unscaled = False  # True (`PropulsionModel.allow_in_place`): z's gradient comes from y, not from the output
     weight_axis: int  # the axis of the base weight that counts output features
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: PropulsionConfig) -> None:
@@ -183,7 +190,7 @@ class PropulsionLayer(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.propulsion_z]
         if self.disable_adapters or self.merged or not active:
             return y
-        if len(active) == 1:
+        if len(active) == 1 and not self.keeps_unscaled:
             return scale_output(y, self.vector(active[0]), self.degree[active[0]])
         return scale_output(y, self._scale(active), 1)
 

@@ -45,6 +45,7 @@ class PropulsionModel(BaseTuner):
 
     prefix = "propulsion_"
     tuner_layer_cls = PropulsionLayer
+    in_place_allowed = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Resolves the targets, then lets peft do the rest. The caller's config is not changed by it.
@@ -61,6 +62,8 @@ class PropulsionModel(BaseTuner):
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _leave_fast_path(model)
+        if self.in_place_allowed:
+            self.allow_in_place()
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         return peft_config  # nothing left to infer: `inject_adapter` has resolved the targets
@@ -118,6 +121,17 @@ class PropulsionModel(BaseTuner):
         if any(len({id(getattr(module, name)) for module, name in tie}) > 1 for tie in ties):
             _mark_untied(model)
         return model
+
+    def allow_in_place(self) -> None:
+        """For models that change a layer's output in place, as Falcon, Wav2Vec2, DeBERTa v1 or `ReLU(inplace=True)`.
+
+        From degree 2 on, z's gradient is taken from the scaled output, of which such a change leaves nothing, and the
+        backward pass ends in an error. After this call the unscaled output is kept instead: the same gradient but for
+        rounding, for more memory. It holds for adapters that are added later as well.
+        """
+        self.in_place_allowed = True
+        for layer in self._scaled_layers():
+            layer.keeps_unscaled = True
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
