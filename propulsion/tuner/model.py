@@ -123,7 +123,7 @@ class PropulsionModel(BaseTuner):
         return model
 
     def allow_in_place(self) -> None:
-        """For models that change a layer's output in place, as Falcon, Wav2Vec2, DeBERTa v1 or `ReLU(inplace=True)`.
+        """For models that change a layer's output in place, as Falcon or `ReLU(inplace=True)`.
 
         From degree 2 on, z's gradient is taken from the scaled output, of which such a change leaves nothing, and the
         backward pass ends in an error. After this call the unscaled output is kept instead: the same gradient but for
